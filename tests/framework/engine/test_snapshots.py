@@ -119,9 +119,11 @@ def test_of_several_those_are_found_whose_step_is_committed() -> None:
         assert manager.lookup(make_request(second)).num_tokens == end
 
 
+@pytest.mark.parametrize("budget", [10, 64])
 @pytest.mark.parametrize("model", list(STATEFUL))
-def test_a_prompt_of_several_steps_is_cut_for_its_states_in_the_one_that_reaches_them(model: str) -> None:
-    engine = make_engine(model, 2, max_num_batched_tokens=10)
+def test_a_prompt_is_cut_for_its_states_in_the_step_that_reaches_them(model: str, budget: int) -> None:
+    """In a later one, or in its first."""
+    engine = make_engine(model, 2, max_num_batched_tokens=budget)
     for name in ("first", "again"):
         engine.add_request(name, list(range(27)), token_params(max_tokens=2))
         finish(engine)
