@@ -1688,6 +1688,21 @@ MUTANTS = [
         "self._blank += [row for _, _, row in self._making.pop(request, ())]",
         "self._making.pop(request, ())",
     ),
+    Mutant(
+        "a reset remembers what prompts came", _SNAPSHOTS, "self._kept.clear()\n        self._seen.clear()", "self._kept.clear()"
+    ),
+    Mutant(
+        "windows do not reach back from where states are kept",
+        _MANAGER,
+        "settled, limit = settled and shorter == limit, shorter\n        blocks",
+        "limit = shorter\n        blocks",
+    ),
+    Mutant(
+        "states of a step move from one row",
+        _RUNNER,
+        "            for layer in self._states:",
+        "            src = src[:1].expand(len(src)).contiguous()\n            for layer in self._states:",
+    ),
     Mutant("states that are read are not used", _SNAPSHOTS, "        self._kept.move_to_end(key)\n", ""),
     Mutant("states are kept where no prompts part", _SNAPSHOTS, "sorted({seen, len(hashes)})", "[len(hashes)]"),
     Mutant("states of a prefix do not come to the seat", _RUNNER, "if new.snapshot >= 0])", "if new.snapshot > 10**6])"),
