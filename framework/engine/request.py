@@ -12,6 +12,7 @@ from .encoding import EncoderInput
 
 if TYPE_CHECKING:
     from ..multimodal.items import ImageItem
+    from .redrawing import Canvas
     from .step import TokenLogprobs
 
 FinishReason = Literal["stop", "length", "abort", "error"]
@@ -61,6 +62,7 @@ class Request:
     images          in its prompt, in order
     encoder_input   what an encoder reads of it; None: there is none
     settled         of a model of block diffusion: what stands behind token_ids, with masks between, by its place
+    canvas          of one that draws its canvases anew: the one behind token_ids, as far as passes went over it; None: none did
     sample          where the engine collects the request's output
     """
 
@@ -69,6 +71,7 @@ class Request:
         "arrival_s",
         "block_hashes",
         "blocks",
+        "canvas",
         "capacity",
         "encoder_input",
         "extra_keys",
@@ -122,6 +125,7 @@ class Request:
         self.images: tuple[ImageItem, ...] = ()
         self.encoder_input: EncoderInput | None = None
         self.settled: dict[int, TokenLogprobs] = {}
+        self.canvas: Canvas | None = None
         self.token_ids = list(prompt_token_ids)
         self.num_prompt_tokens = self.num_tokens = len(prompt_token_ids)
         self.max_total = max_total
