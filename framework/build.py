@@ -13,12 +13,12 @@ from .clock import Clock, VirtualClock, WallClock
 from .config import CALIBRATED_SCHEMES, ROUNDED_SCHEMES, EngineConfig, ModelConfig, ParallelConfig, QuantConfig
 from .config_checks import require
 from .engine.diffusion import Denoising, DiffusionConfig
-from .engine.redrawing import Redrawing
 from .engine.encoding import EncoderPrompts
 from .engine.executor import PredictsSteps
 from .engine.images import ImageProcessor
 from .engine.inputs import InputProcessor
 from .engine.pooling import PoolingRules
+from .engine.redrawing import Redrawing
 from .engine.router import ROUTERS
 from .engine.sound import SoundFeatures
 from .engine.speculation import Speculation
@@ -87,9 +87,7 @@ def build_engine(config: EngineConfig, clock: Clock | None = None, kernels: Mapp
         return cast("Engine", _lockstep_engine(config, executor, inputs, clock))
     matchers = _matchers(config, inputs, executor.vocab_size) if kind.has_device and pooling is None else None
     denoising = _denoising(config, model, executor.vocab_size)
-    engine = Engine(
-        config, executor, inputs, clock, matchers, _speculation(config, executor, matchers), pooling, denoising
-    )
+    engine = Engine(config, executor, inputs, clock, matchers, _speculation(config, executor, matchers), pooling, denoising)
     if (probes := getattr(engine.executor, "probes", None)) is not None:
         engine.watch(probes.around_step)
     return engine
@@ -271,8 +269,12 @@ def settle_diffusion(config: EngineConfig, model: ModelInfo) -> EngineConfig:
     why = None
     if diffusion.redraws is not None:
         default = DiffusionConfig().threshold
-        require(config.diffusion.threshold == default, "diffusion.threshold", config.diffusion.threshold, f"left out: {name!r} "
-            "goes by entropies, which its generation_config.json bounds")
+        require(
+            config.diffusion.threshold == default,
+            "diffusion.threshold",
+            config.diffusion.threshold,
+            f"left out: {name!r} goes by entropies, which its generation_config.json bounds",
+        )
     elif diffusion.causal_prompt:
         why = f"{name!r} sees of a token in a prompt something else than of the same token in an output (block_causal_prompt=false)"
     elif cache.block_size % size:

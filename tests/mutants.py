@@ -116,6 +116,10 @@ _SOUND = "framework/engine/sound.py"
 _LOCAL_EXECUTOR = "framework/worker/local_executor.py"
 _DENOISING = "framework/engine/diffusion.py"
 _DIFFUSION = "framework/models/families/diffusion.py"
+_REDRAWING = "framework/engine/redrawing.py"
+_CANVASES = "framework/worker/canvases.py"
+_DIFFUSION_GEMMA = "framework/models/diffusion_gemma.py"
+_REDRAWS = "framework/models/redraws.py"
 _HEAD = "framework/worker/drafting/head.py"
 _CHAIN = "framework/worker/drafting/chain.py"
 _CHAIN_GRAPHS = "framework/worker/drafting/chain_graphs.py"
@@ -203,6 +207,7 @@ _INTERNVL_TESTS = ["tests/framework/multimodal/test_internvl_chat.py"]
 _PHI3_TESTS = ["tests/framework/multimodal/test_phi3_v.py"]
 _STATE_TESTS = ["tests/framework/worker/test_states.py"]
 _DIFFUSION_TESTS = ["tests/models/test_block_diffusion.py"]
+_REDRAWING_TESTS = ["tests/models/test_diffusion_gemma.py"]
 _LORA_EXACTNESS = "tests/test_lora_exactness.py"
 _ENCODING_TESTS = "tests/models/test_encoder_decoders.py"
 _SOUND_TESTS = "tests/framework/server/test_transcriptions.py"
@@ -246,6 +251,7 @@ TESTS: dict[str, list[str]] = {
     **{key: [_SOUND_TESTS] for key in (_ENCODING, _SPEECH, _SOUND)},
     _LOCAL_EXECUTOR: [_ENCODING_TESTS],
     **dict.fromkeys((_DENOISING, _DIFFUSION), _DIFFUSION_TESTS),
+    **dict.fromkeys((_REDRAWING, _CANVASES, _DIFFUSION_GEMMA, _REDRAWS), _REDRAWING_TESTS),
     **{file: ["tests/models/test_families.py::test_logits[None-qwen3-next]"] for file in (_MIXERS, _ATTENTION)},
     _BATCHES: [*_STATE_TESTS, *_LORA_TESTS, *_TOKEN_TESTS, *_DRAFT_TESTS, _ENCODING_TESTS],
     **dict.fromkeys((_ACCEPTANCE, _HEAD, _CHAIN, _CHAIN_GRAPHS, _DRAFT_CACHE, _STEP_ROWS), _DRAFT_TESTS),
@@ -1631,6 +1637,34 @@ MUTANTS = [
         "LLaDA2 chooses experts without their bias", _DIFFUSION, '"bias": config["moe_router_enable_expert_bias"]', '"bias": False'
     ),
     Mutant("queries and keys of LLaDA2 have no norms", _DIFFUSION, '    qk_norm="head",\n', ""),
+    Mutant("the least sure tokens are taken", _REDRAWING, "np.argsort(entropy,", "np.argsort(-entropy,"),
+    Mutant("the largest entropy counts", _REDRAWING, "sums - entropy[surest] <=", "sums <="),
+    Mutant("a stable canvas is done, sure or not", _REDRAWING, "(is_stable and entropy.mean()", "(is_stable or entropy.mean()"),
+    Mutant("one stable pass will do", _REDRAWING, "deque(maxlen=self._redraws.num_stable)", "deque(maxlen=1)"),
+    Mutant("what is not taken stays", _REDRAWING, "canvas.tokens = self._random(request, canvas.num_passes)", ""),
+    Mutant("all requests have one random canvas", _REDRAWING, "key=request.params.seed & _SEED_BITS", "key=0"),
+    Mutant("a canvas may be cut", _REDRAWING, "min(count, request.num_tokens - first)", "count"),
+    Mutant("tokens of no number are taken", _REDRAWING, "if FAILED_ROW in found:", "if False:"),
+    Mutant("a preempted canvas goes on", _SCHEDULER, "        request.canvas = None\n", "", tests=_REDRAWING_TESTS),
+    Mutant("a new canvas reads what was said of the last", _CANVASES, ", 0).flatten(0, 1)", ", 1).flatten(0, 1)"),
+    Mutant(
+        "a new request goes on with its seat's passes",
+        _CANVASES,
+        "        self._starts[[new.seat for new in step.new]] = -1\n",
+        "        pass\n",
+    ),
+    Mutant("all passes are drawn alike", _CANVASES, "<< _PASS_BITS", "& 0"),
+    Mutant("a window is narrower for canvases", _CANVASES, "- (window - 1), 0)", "- window + 2, 0)"),
+    Mutant("canvases see all in every layer", _CANVASES, "if not first.any():", "if True:"),
+    Mutant("canvases have the factors of known tokens", _DIFFUSION_GEMMA, "redrawn.expand(", "known.expand("),
+    Mutant(
+        "logits have no cap",
+        _DIFFUSION_GEMMA,
+        "torch.tanh(self._head(hidden).float() / self._softcap)",
+        "(self._head(hidden).float() / self._softcap)",
+    ),
+    Mutant("what is said is not scaled", _DIFFUSION_GEMMA, " * embed.embed_scale.to(self.dtype)", ""),
+    Mutant("weights that are not shared are passed over", _REDRAWS, 'config.get("tie_word_embeddings") is False', "False"),
     Mutant("rows of prefixes are in no plan", _CACHE_MEMORY, "max_num_seqs + config.cache.state_snapshots", "max_num_seqs"),
     Mutant("a prefix is found without its states", _MANAGER, "shorter = snapshots.longest(hashes, limit)", "shorter = limit"),
     Mutant("a request starts from the first states", _MANAGER, "block_hashes[num_hit - 1]) if", "block_hashes[0]) if"),

@@ -82,7 +82,8 @@ class InputProcessor:
     images         of a model that embeds images; None: it does not
     image_prompts  of a model that reads images among text; None: it does not, and no_images says why
     encoding       of an encoder-decoder; None: it is none
-    denoises       the model generates by block diffusion; mask_token_id: what stands for tokens that are not settled; None: others do
+    denoises       the model generates by block diffusion
+    mask_token_id  what stands for tokens that are not settled there; None: random ones
     """
 
     def __init__(

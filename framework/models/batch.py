@@ -50,7 +50,8 @@ class ImageTokens:
 
 @dataclass
 class CanvasTokens:
-    """Tokens of a step that are drawn anew: int64 [E]; said: [E, H], what the model said of each in the pass before, 0 in the first."""
+    """Tokens of a step that are drawn anew: int64 [E]; said: [E, H], what the model said of each in the pass before; 0 in the
+    first."""
 
     tokens: torch.Tensor
     said: torch.Tensor

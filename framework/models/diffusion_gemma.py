@@ -13,7 +13,7 @@ import torch
 import transformers
 
 from ..config import ModelConfig
-from ..plan import KernelPlan
+from ..plan import KernelPlan, LoraMeta
 from .batch import ForwardBatch
 from .layers.paged_attention import AttentionKernels, PagedAttention
 from .paged_model import PagedModel
@@ -68,8 +68,9 @@ class DiffusionGemma(PagedModel):
             layer.layer_scalar = factors
         return run(self._encoder, hidden, batch.positions, attention_of(self._attention, batch))
 
-    def logits(self, hidden: torch.Tensor, lora: None = None) -> torch.Tensor:
+    def logits(self, hidden: torch.Tensor, lora: LoraMeta | None = None) -> torch.Tensor:
         """f32 [T, V]."""
+        assert lora is None, "its layers have no slots for adapters"
         capped: torch.Tensor = torch.tanh(self._head(hidden).float() / self._softcap) * self._softcap
         return capped
 

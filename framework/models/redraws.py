@@ -23,12 +23,14 @@ def read_redraws(config: Mapping[str, Any], generation: Mapping[str, Any]) -> Di
         )
     if config.get("tie_word_embeddings") is False:
         raise ValueError(
-            "the model's config.json (or model.architecture) has tie_word_embeddings=false, so that known tokens and canvases would "
-            "have weights of their own, which is not built"
+            "the model's config.json (or model.architecture) has tie_word_embeddings=false: known tokens and canvases would have "
+            "weights of their own, which is not built"
         )
     sampler = _given(generation, "sampler_config", {}, lambda found: isinstance(found, Mapping), "an object")
     if (kind := sampler.get("_cls_name", "EntropyBoundSamplerConfig")) != "EntropyBoundSamplerConfig":
-        raise ValueError(f"the model's generation_config.json has a sampler_config of {kind!r}; only EntropyBoundSamplerConfig is built")
+        raise ValueError(
+            f"the model's generation_config.json has a sampler_config of {kind!r}; only EntropyBoundSamplerConfig is built"
+        )
     coldest = _given(generation, "t_min", 0.4, lambda found: _is_more(found) or found == 0, "a number from 0 up")
     hottest = _given(generation, "t_max", 0.8, _is_more, "a number above 0")
     if coldest >= hottest:

@@ -88,8 +88,8 @@ def add_canvases(
     tokens, cu, ends, row = all_to_device((rows.logit_tokens, cu_q, lengths.astype(np.int32), sampled), device)
     most = int(sizes.max())
     for group, window, table, host, workspace in zip(groups, windows, on_device, on_host, workspaces, strict=True):
-        first = 0 if window is None else np.maximum(lengths - sizes - (window - 1), 0)
-        if not np.any(first):
+        first = np.maximum(lengths - sizes - (window - 1), 0) if window is not None else np.zeros_like(lengths)
+        if not first.any():
             group.whole = WholeTokens(tokens, AttentionMeta(cu, ends, table[row], most, int(lengths.max()), workspace))
             continue
         counts = lengths - first

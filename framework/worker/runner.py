@@ -126,7 +126,9 @@ class Runner:
         cross = [index for index, group in enumerate(groups) if isinstance(group.spec, CrossKV)]
         has_lora = model.lora is not None
         windows = [group.spec.window for group in groups]
-        self._batches = Batches(self.rows, slot_mapping, slice(None), caches, 0, has_lora, states, images, cross, diffusion, windows)
+        self._batches = Batches(
+            self.rows, slot_mapping, slice(None), caches, 0, has_lora, states, images, cross, diffusion, windows
+        )
         self._encoder: EncoderRunner | None = None
         if encoder is not None:
             assert isinstance(model, Decoder), "encoders are of native models"
@@ -227,8 +229,7 @@ class Runner:
             if self._diffusion is not None and (mask := self._diffusion.mask_token_id) is not None:
                 computed.logits[:, mask] = -torch.inf
             elif self._canvases is not None:
-                computed.logits.div_(self._canvases.heat()[:, None])
-                sample_rows.noise = self._canvases.noise(position)
+                sample_rows.heat, sample_rows.noise = self._canvases.heat(), self._canvases.noise(position)
             elif rows.has_drafts:
                 sample_rows.drafts, sample_rows.drafts_from_host = self._draft_rows(rows), step.drafts is not None
             if masks is not None:

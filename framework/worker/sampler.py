@@ -109,6 +109,8 @@ class Sampler:
         raw = logits[chosen] if chosen is not None and not self._tells_best else None
         penalized = self._penalties.apply(logits, rows, token_ids)
         final = logits if penalized is None else penalized
+        if rows.heat is not None:
+            final = final / rows.heat[:, None]
         accepted = None
         if rows.drafts is None:
             tokens = self._draw(final, rows.row_to_seat, rows.position if rows.noise is None else rows.noise)

@@ -86,7 +86,7 @@ _LLADA2 = replace(
 
 REFUSED: Mapping[str, str] = {
     "llada": "in LLaDA 1 every token sees all others, also those after it, so that nothing of a pass holds for the next; models "
-    "that generate block by block are served (sdar, llada2_moe)",
+    "that generate block by block are served (sdar, llada2_moe)"
 }
 """model_type -> why its diffusion is not served."""
 LIBRARY_DENOISERS = ("diffusion_gemma",)

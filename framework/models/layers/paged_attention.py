@@ -110,7 +110,8 @@ class PagedAttention:
 def _taken(kv: LayerKV, slots: torch.Tensor) -> LayerKV:
     """The tokens of a cache that lie in these slots, int64 [pages, page_size], as a cache of their own."""
     page, place = slots // kv.page_size, slots % kv.page_size
-    return type(kv)(*(None if part is None else part[page, place] for part in kv))
+    scales = (None if scale is None else scale[page, place] for scale in (kv.k_scale, kv.v_scale))
+    return type(kv)(kv.k[page, place], kv.v[page, place], *scales)
 
 
 class AttentionKernels:
