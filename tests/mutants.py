@@ -1645,7 +1645,6 @@ MUTANTS = [
     Mutant("all requests have one random canvas", _REDRAWING, "key=request.params.seed & _SEED_BITS", "key=0"),
     Mutant("a canvas may be cut", _REDRAWING, "min(count, request.num_tokens - first)", "count"),
     Mutant("tokens of no number are taken", _REDRAWING, "if FAILED_ROW in found:", "if False:"),
-    Mutant("a preempted canvas goes on", _SCHEDULER, "        request.canvas = None\n", "", tests=_REDRAWING_TESTS),
     Mutant("a new canvas reads what was said of the last", _CANVASES, ", 0).flatten(0, 1)", ", 1).flatten(0, 1)"),
     Mutant(
         "a new request goes on with its seat's passes",
