@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .diffusion import Denoising
-from .request import FAILED_ROW, Request
+from .request import FAILED_ROW, Canvas, Request
 from .step import TokenLogprobs
 
 _SEED_BITS = 2**64 - 1
@@ -46,15 +46,6 @@ class Redraws:
         """float32: the temperatures of canvases that so many passes went over."""
         left = ((self.max_passes - num_passes) / self.max_passes).astype(np.float32)
         return np.float32(self.hottest - self.coldest) * left + np.float32(self.coldest)
-
-
-@dataclass
-class Canvas:
-    """Of a request: its tokens for the next pass, how many passes went over it, and the most probable tokens of the last ones."""
-
-    tokens: list[int]
-    best: deque[list[int]]
-    num_passes: int = 0
 
 
 class Redrawing(Denoising):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -12,7 +14,6 @@ from .encoding import EncoderInput
 
 if TYPE_CHECKING:
     from ..multimodal.items import ImageItem
-    from .redrawing import Canvas
     from .step import TokenLogprobs
 
 FinishReason = Literal["stop", "length", "abort", "error"]
@@ -28,6 +29,16 @@ class Status(IntEnum):
     RUNNING = 1
     PREEMPTED = 2
     FINISHED = 3
+
+
+@dataclass
+class Canvas:
+    """What stands behind a request's tokens, where each pass draws it anew: its tokens for the next pass, how many passes
+    went over it, and the most probable tokens of the last ones."""
+
+    tokens: list[int]
+    best: deque[list[int]]
+    num_passes: int = 0
 
 
 class Request:
