@@ -402,6 +402,6 @@ def _image_prompts(model: ModelInfo, tokenizer: Any, engine: EngineConfig | None
         return None, "the model has no folder with a processor and a tokenizer; give one that has (model.name)"
     try:
         most = engine.model.limit_mm_per_prompt.get("image")
-        return ImagePrompts(model.folder, tokenizer, **asdict(model.vision), most=most), ""
+        return ImagePrompts(model.folder, model.config, tokenizer, **asdict(model.vision), most=most), ""
     except ValueError as error:
         return None, str(error)

@@ -33,6 +33,11 @@ _TOWER = "framework/models/tower.py"
 _PHI3_TOWER = "framework/models/phi3_tower.py"
 _TILES = "framework/multimodal/tiles.py"
 _CROPS = "framework/multimodal/crops.py"
+_SQUARES = "framework/multimodal/squares.py"
+_COGVLM_TOWER = "framework/models/cogvlm_tower.py"
+_VISUAL_EXPERTS = "framework/models/layers/visual_experts.py"
+_VISION = "framework/models/vision.py"
+_MODEL_LOAD = "framework/models/load.py"
 _ANGLES = "framework/models/layers/angles.py"
 _CATALOG = "framework/models/catalog.py"
 _HUB = "framework/models/hub.py"
@@ -204,6 +209,7 @@ _LORA_TESTS = ["tests/framework/worker/test_lora.py"]
 _IMAGE_TESTS = ["tests/framework/multimodal"]
 _PIPELINE_TESTS = ["tests/framework/models/image_generation", "tests/framework/test_image_pipeline.py"]
 _INTERNVL_TESTS = ["tests/framework/multimodal/test_internvl_chat.py"]
+_COGVLM_TESTS = ["tests/framework/multimodal/test_cogvlm.py"]
 _PHI3_TESTS = ["tests/framework/multimodal/test_phi3_v.py"]
 _STATE_TESTS = ["tests/framework/worker/test_states.py"]
 _DIFFUSION_TESTS = ["tests/models/test_block_diffusion.py"]
@@ -226,6 +232,7 @@ TESTS: dict[str, list[str]] = {
     ),
     **dict.fromkeys((_TOWER, _TILES), _INTERNVL_TESTS),
     **dict.fromkeys((_PHI3_TOWER, _CROPS), _PHI3_TESTS),
+    **dict.fromkeys((_SQUARES, _COGVLM_TOWER, _VISUAL_EXPERTS, _VISION, _MODEL_LOAD), _COGVLM_TESTS),
     _CATALOG: ["tests/framework/cli/test_models.py"],
     _HUB: ["tests/framework/models/test_loading.py", "tests/framework/models/pooling/test_sentence_transformers.py"],
     _TORCH_FILE: ["tests/framework/models/test_torch_files.py"],
@@ -256,7 +263,7 @@ TESTS: dict[str, list[str]] = {
     _BATCHES: [*_STATE_TESTS, *_LORA_TESTS, *_TOKEN_TESTS, *_DRAFT_TESTS, _ENCODING_TESTS],
     **dict.fromkeys((_ACCEPTANCE, _HEAD, _CHAIN, _CHAIN_GRAPHS, _DRAFT_CACHE, _STEP_ROWS), _DRAFT_TESTS),
     _SUFFIX: ["tests/framework/speculation/test_suffix.py"],
-    _DECODER: ["tests/framework/models/drafts/test_shipped.py", "tests/distributed/test_tokens.py"],
+    _DECODER: ["tests/framework/models/drafts/test_shipped.py", "tests/distributed/test_tokens.py", *_COGVLM_TESTS],
     **dict.fromkeys((_NATIVE, _ROPE), _CONFIG_TESTS),
     **{f"{_FAMILIES}{name}.py": _CONFIG_TESTS for name in ("cohere", "deepseek", "falcon", "internlm")},
     f"{_FAMILIES}llama.py": [*_CONFIG_TESTS, "tests/framework/models/pooling/test_gritlm.py"],
@@ -285,7 +292,7 @@ TESTS: dict[str, list[str]] = {
         _DISTRIBUTED_TESTS,
     ),
     f"{_BINDING}checks.py": ["tests/distributed/test_tokens.py", *_LOCKSTEP_TESTS],
-    f"{_BINDING}layer.py": ["tests/distributed/test_tokens.py"],
+    f"{_BINDING}layer.py": ["tests/distributed/test_tokens.py", *_COGVLM_TESTS],
     f"{_BINDING}attention.py": [*_SHARDED_TESTS, "tests/models/test_families.py::test_logits[None-falcon-rw-twenty]"],
     **dict.fromkeys((_EXPERT_MAP, _EXPERT_BALANCER, _EXPERTS, f"{_BINDING}experts.py"), _EXPERT_TESTS),
     **dict.fromkeys((_LOCKSTEP, *(f"{_DISTRIBUTED}{name}.py" for name in ("lockstep", "experts"))), _LOCKSTEP_TESTS),
@@ -1025,12 +1032,13 @@ MUTANTS = [
     Mutant("nobody knows whose drafts were all right", _SPECULATION, "request.was_right = count == room", "pass"),
     Mutant("one right draft is as good as all", _SPECULATION, "request.was_right = count == room", "request.was_right = count > 0"),
     Mutant("a step without drafts says that they were wrong", _SPECULATION, "            if room:\n", "            if True:\n"),
-    Mutant("few drafts leave as much to guess as many", _DEPTH, "stays * (seen[1] - seen[0])", "0.0 * (seen[1] - seen[0])"),
-    Mutant("trials cost nothing", _DEPTH, "- 1 / rate <= left_s", "- 1 / rate <= float('inf')"),
-    Mutant("what makes steps longer makes no others longer", _DEPTH, "if is_usual:  # and", "if False:  # and"),
-    Mutant(
-        "a step lasts from its submission on", _SPECULATION, "max(scheduled.submitted_s, self._last_end_s)", "scheduled.submitted_s"
-    ),
+    Mutant("few drafts leave as much to guess as many", _DEPTH, "1.0 - stays * (after_right", "1.0 - 0.0 * (after_right"),
+    Mutant("trials cost nothing", _DEPTH, "> self._left:", "> math.inf:"),
+    Mutant("what is not the best is never tried", _DEPTH, "> self._left:", "> -math.inf:"),
+    Mutant("a step that compiles counts", _DEPTH, "min(each, most) for each", "each for each"),
+    Mutant("few rows take as long as many", _DEPTH, "scale * kind.mean", "kind.mean"),
+    Mutant("a step lasts from its submission on", _SPECULATION, "if was_busy else", "if False else"),
+    Mutant("a step lasts from the end of the one before, whenever that was", _SPECULATION, "if was_busy else", "if True else"),
     Mutant("steps with prompts tell how long drafts take", _SPECULATION, "step_s if is_known else None", "step_s"),
     Mutant("drafts exceed the budget", _SCHEDULER, "min(num_drafts, most - 1)", "min(num_drafts, most)"),
     Mutant(
@@ -1150,6 +1158,33 @@ MUTANTS = [
     Mutant("keys ask queries", _TOWER, 'zip("qkv", tensor', 'zip("kqv", tensor'),
     Mutant("tiles with the colors of another tower", _TILES, "image_mean=_MEAN, image_std=_STD, ", ""),
     Mutant("crops one after the other", _PHI3_TOWER, ".transpose(1, 2).flatten(2, 3)", ".flatten(2, 3)"),
+    Mutant("the last of an image sees as its others", _IMAGE_ROWS, "np.setdiff1d(of_images, lasts)", "of_images"),
+    Mutant("experts of a step before", _DECODER, "None if batch.images is None else batch.images.experts", "None"),
+    Mutant("images start and end where their patches are", _ITEMS, "position += 3", "position += 1"),
+    Mutant("images go on as text does", _VISION, "self.merge is not None or self.experts", "self.merge is not None"),
+    Mutant(
+        "heads and their keys take turns",
+        _COGVLM_TOWER,
+        "(3, self._num_heads, -1)).permute(2, 0, 3, 1, 4)",
+        "(self._num_heads, 3, -1)).permute(3, 0, 2, 1, 4)",
+    ),
+    Mutant("a step of an image alone", _VISUAL_EXPERTS, "if not len(tokens.language):", "if len(tokens.language):"),
+    Mutant("norms read for both experts", f"{_BINDING}layer.py", ' and f"vision_{linear}" not in parts', ""),
+    Mutant("adapters beside visual experts", _MODEL_LOAD, "info.vision is not None and info.vision.experts:", "False:"),
+    Mutant("two images for one", _IMAGE_PROMPTS, "if self._is_single and count > 1:", "if False:"),
+    Mutant("texts begin behind images", _IMAGE_PROMPTS, "self._encode if self._model_type == COGVLM else encode", "encode"),
+    Mutant(
+        "placeholders that are spelled stay broken",
+        _IMAGE_PROMPTS,
+        "        parts = text.split(BREAK)\n",
+        "        parts = [text]\n",
+    ),
+    Mutant(
+        "images keep their shape",
+        _SQUARES,
+        ".resize((self._side, self._side), Image.Resampling.BICUBIC)",
+        ".resize((self._side, self._side))",
+    ),
     Mutant("white is below the image", _CROPS, "(0, (rows * SIDE - height) // 2)", "(0, 0)"),
     Mutant("images of a size are one", _IMAGE_PROMPTS, " + np.ascontiguousarray(value).tobytes()", ""),
     Mutant("a prompt ends with text", _IMAGE_ROWS, "first < own.images[-1].end for", "first < own.images[-1].start for"),

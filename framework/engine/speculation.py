@@ -100,7 +100,8 @@ class Speculation:
         step = scheduled.step_input
         num_drafts = [wanted - 1 for wanted in step.num_logits if wanted]
         accepted = output.num_accepted or [0] * len(num_drafts)
-        step_s, self._last_end_s = end_s - max(scheduled.submitted_s, self._last_end_s), end_s
+        was_busy = any(request.arrival_s < self._last_end_s for request in scheduled.sampling)  # since the step before
+        step_s, self._last_end_s = end_s - (self._last_end_s if was_busy else scheduled.submitted_s), end_s
         is_known = step_s > 0 and step.num_logits == step.num_tokens  # clocks may stand still
         rooms = [0] * len(scheduled.decodes) + [chunk.room for chunk in scheduled.chunks if chunk.num_logits]
         most = max(rooms, default=0)

@@ -41,11 +41,21 @@ class WholeTokens:
 
 
 @dataclass
+class ExpertTokens:
+    """Which tokens of a step take which weights, where a model has some for images: int64 [V] and [T - V]. V is positive."""
+
+    vision: torch.Tensor
+    language: torch.Tensor
+
+
+@dataclass
 class ImageTokens:
-    """Embeddings [E, H] of images, and which tokens of a step they replace: int64 [E]."""
+    """Embeddings [E, H] of images, and which tokens of a step they replace: int64 [E]. experts: None where all tokens have the same
+    weights."""
 
     tokens: torch.Tensor
     embeddings: torch.Tensor
+    experts: ExpertTokens | None = None
 
 
 @dataclass

@@ -14,6 +14,7 @@ from .layers.block import Block, HiddenAndResidual, PostNormBlock, PreNormBlock,
 from .layers.experts import Lockstep, SpreadExperts
 from .layers.linear import Linear, ReducedEmbedding
 from .layers.mlp import MoeMlp
+from .layers.visual_experts import VisualStep
 from .lora.layers import AdaptedEmbedding
 from .lora.slots import LoraSlots
 from .paged_model import PagedModel
@@ -30,6 +31,7 @@ class Decoder(PagedModel):
     lockstep    of a step that several schedulers' ranks take together; None: this one's ranks are by themselves
     balancer    moves experts; None: they stay where they are
     mixed_angles  of its tables of angles, where tokens of images have three positions
+    visual      what its visual experts look at, if it has some
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class Decoder(PagedModel):
         lockstep: Lockstep | None = None,
         balancer: ExpertBalancer | None = None,
         mixed_angles: tuple[MixedAngles, ...] = (),
+        visual: VisualStep | None = None,
     ) -> None:
         self._cross = [
             layer.cross for layer in layers if isinstance(layer, PreNormBlock | PostNormBlock) and layer.cross is not None
@@ -70,12 +73,14 @@ class Decoder(PagedModel):
         self._project_in, self._position_embed, self._token_types = project_in, position_embed, token_types
         self._final_norm, self._project_out, self._lm_head = final_norm, project_out, lm_head
         self._logit_scale, self._logit_softcap, self._mixed_angles = logit_scale, logit_softcap, mixed_angles
-        self._logits_bias = logits_bias
+        self._logits_bias, self._visual = logits_bias, visual
 
     def begin_step(self, batch: ForwardBatch) -> None:
         super().begin_step(batch)
         if self.lora is not None and batch.lora is not None:
             self.lora.begin_step(batch.lora)
+        if self._visual is not None:
+            self._visual.tokens = None if batch.images is None else batch.images.experts
         if batch.mixed is not None:
             for angles in self._mixed_angles:
                 angles.fill(batch.mixed)

@@ -88,6 +88,11 @@ def open_slots(info: ModelInfo, plan: KernelPlan, device: torch.device, lora: Lo
     if lora is None or not lora.enabled:
         return None
     assert info.architecture is not None
+    if info.vision is not None and info.vision.experts:
+        raise ValueError(
+            f"lora.enabled=true cannot work: layers of {info.name!r} have weights of their own for tokens of images, which no "
+            "adapter goes with; leave it out, or merge the adapter into the checkpoint"
+        )
     return LoraSlots(info.architecture, lora, plan, getattr(torch, info.dtype), device)
 
 

@@ -279,6 +279,7 @@ def _linears(a: Architecture, moe: Moe | None, mixer: Mixer | None) -> dict[str,
     if x is None:
         q, k = a.num_heads * a.head_dim, a.num_kv_heads * a.head_dim
         found |= {"qkv": ((q * (1 + a.family.gated_attention), k, k), hidden), "o": ((hidden,), q)}
+        found |= {f"vision_{name}": found[name] for name in ("qkv", "o", "gate_up", "down")}
         return found | {"cross_q": ((q,), hidden), "cross_kv": ((k, k), hidden), "cross_o": ((hidden,), q)}
     queries, values = a.num_heads * x.query_dim, a.num_heads * x.value_dim
     return found | {

@@ -18,7 +18,7 @@ from .pooling.read import TOWERS, read_pooling, towers_config
 from .pooling.settings import Pooling
 from .quantization.settings import Settings, checkpoint_settings
 from .redraws import read_redraws
-from .vision import Vision, of_larger_model, read_vision, reads_images, refusal
+from .vision import Vision, of_larger_model, read_vision, reads_images, with_type
 
 
 @dataclass(frozen=True)
@@ -76,9 +76,7 @@ def read_model(config: ModelConfig) -> ModelInfo:
     dummy = config.load_format == "dummy"
     describes_itself = dummy and "model_type" in config.architecture
     folder = None if describes_itself else resolve_model(config.name, config.revision, weights=not dummy)
-    raw, vision = {**read_json(folder, "config.json"), **config.architecture}, None
-    if why := refusal(raw):
-        raise ValueError(f"model {config.name!r} cannot run: {why}")
+    raw, vision = with_type({**read_json(folder, "config.json"), **config.architecture}), None
     if reads_images(raw):
         found, vision = read_vision(config, raw, folder)
     else:

@@ -15,7 +15,8 @@ import transformers
 
 from ..config import ModelConfig
 from ..plan import KernelPlan
-from . import internvl_chat, phi3_v
+from . import cogvlm, internvl_chat, phi3_v
+from .cogvlm_tower import CogVlmTower
 from .hub import read_json
 from .library import library_config
 from .phi3_tower import Phi3VisionTower
@@ -28,6 +29,8 @@ _LOADING = threading.Lock()
 """Ranks may be threads, and what loads the library's models sets what all threads share: dtypes, seeds, devices."""
 _TEXT = re.compile(r"(^|\.)(language_model|lm_head)(\.|$)")
 """Modules of the text model."""
+_OWN_LAYOUTS = {kind.TYPE: kind.library_name for kind in (cogvlm, internvl_chat, phi3_v)}
+"""Types whose checkpoints the library does not read -> the name that a tensor has in our modules, or the library's."""
 
 
 class Tower:
@@ -55,7 +58,7 @@ def load_tower(config: ModelConfig, info: ModelInfo, plan: KernelPlan, device: t
             with torch.random.fork_rng(), torch.device(device):
                 torch.manual_seed(seed)
                 model = _modules(config, info)
-        elif info.vision.model_type in (internvl_chat.TYPE, phi3_v.TYPE):
+        elif info.vision.model_type in _OWN_LAYOUTS:
             model = _renamed(config, info, dtype)
         else:
             model = _from_library(config, info, dtype)
@@ -77,6 +80,8 @@ def _modules(config: ModelConfig, info: ModelInfo) -> Any:
     assert info.vision is not None
     if info.vision.model_type == phi3_v.TYPE:
         return Phi3VisionTower(*phi3_v.tower_sizes(info.config))
+    if info.vision.model_type == cogvlm.TYPE:
+        return CogVlmTower(cogvlm.tower_sizes(info.config))
     model = _KIND.from_config(tower_config(config, info.folder, info.vision.model_type), dtype=getattr(torch, info.dtype)).model
     model.language_model = None
     return model
@@ -103,13 +108,13 @@ def _from_library(config: ModelConfig, info: ModelInfo, dtype: torch.dtype) -> A
 def _renamed(config: ModelConfig, info: ModelInfo, dtype: torch.dtype) -> Any:
     """With the weights of a checkpoint that the library does not read."""
     assert info.folder is not None and info.vision is not None
-    is_phi3 = info.vision.model_type == phi3_v.TYPE
-    with torch.device("cpu" if is_phi3 else "meta"):  # CLIP has buffers, which no checkpoint holds
+    library_name, has_buffers = _OWN_LAYOUTS[info.vision.model_type], info.vision.model_type == phi3_v.TYPE
+    with torch.device("cpu" if has_buffers else "meta"):  # no checkpoint holds those of CLIP
         model = _modules(config, info)
     files = TensorFiles(info.folder, {name: (file, name) for name, file in tensor_files(info.folder).items()})
     weights: dict[str, torch.Tensor] = {}
     for name in files.where:
-        if (ours := phi3_v.library_name(name) if is_phi3 else internvl_chat.library_name(name)) is None:
+        if (ours := library_name(name)) is None:
             continue
         tensor = files.read(name, None).to(dtype)
         if ".qkv." in ours:

@@ -8,19 +8,21 @@ from pathlib import Path
 from typing import Any, Final
 
 from ..config import ModelConfig
-from . import internvl_chat, phi3_v
+from . import cogvlm, internvl_chat, phi3_v
 from .native import Architecture
 
-IMAGE_TYPES: Final = ("gemma3", "internvl", internvl_chat.TYPE, "llava", "llava_next", phi3_v.TYPE, "qwen2_5_vl", "qwen2_vl")
+IMAGE_TYPES: Final = (
+    cogvlm.TYPE,
+    "gemma3",
+    "internvl",
+    internvl_chat.TYPE,
+    "llava",
+    "llava_next",
+    phi3_v.TYPE,
+    "qwen2_5_vl",
+    "qwen2_vl",
+)
 """Types of models whose images can be served."""
-REFUSED: Final = {
-    "cogvlm": (
-        "CogVLMForCausalLM",
-        "tokens of images have attention and MLP weights of their own in each of its layers (visual experts), and layers here have "
-        "one set for all tokens",
-    )
-}
-"""Types of models whose images cannot be served -> the architecture, which some name in place of a type, and why."""
 RENAMES: Final = (
     ("language_model.model.", "model."),
     ("model.language_model.", "model."),
@@ -31,7 +33,7 @@ RENAMES: Final = (
 """Prefixes of the text model in checkpoints of such models, and ours."""
 TOWER: Final = (
     r"^(model\.)?(vision_tower|visual|multi_modal_projector|image_newline)(\.|$)"
-    r"|^(vision_model|mlp1|model\.vision_embed_tokens)\."
+    r"|^(vision_model|mlp1|model\.vision_embed_tokens|model\.vision)\."
 )
 """Tensors that are the library's business."""
 
@@ -46,6 +48,8 @@ class Vision:
     placeholder  the text that does, where that is not the token's; {} in it is the number of the image, from 1 on
     merge        side of the square of patches that make one embedding, where positions are three (Qwen2-VL); None: they are not
     whole        tokens of an image see each other (Gemma 3)
+    experts      tokens of an image but its last have weights of their own in every layer, all between its first and its last stand
+                 at one position, and a prompt has one image (CogVLM)
     """
 
     model_type: str
@@ -54,20 +58,23 @@ class Vision:
     placeholder: str | None = None
     merge: int | None = None
     whole: bool = False
+    experts: bool = False
+
+    @property
+    def has_positions(self) -> bool:
+        """Whether tokens of an image stand elsewhere than one behind the other."""
+        return self.merge is not None or self.experts
+
+
+def with_type(found: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A config.json, with the type that those of CogVLM leave out."""
+    unnamed = not found.get("model_type") and found.get("architectures") == [cogvlm.ARCHITECTURE]
+    return {**found, "model_type": cogvlm.TYPE} if unnamed else found
 
 
 def reads_images(found: Mapping[str, Any]) -> bool:
     """Whether a config.json is that of a model with a tower for images. Of Gemma 3 there are some without."""
     return found.get("model_type") in IMAGE_TYPES and (found["model_type"] != "gemma3" or "vision_config" in found)
-
-
-def refusal(found: Mapping[str, Any]) -> str | None:
-    """Why a config.json is refused that is of such a model; None: it is of another."""
-    names = found.get("architectures")
-    for model_type, (architecture, why) in REFUSED.items():
-        if found.get("model_type") == model_type or (isinstance(names, list) and architecture in names):
-            return f"of {model_type!r} ({architecture}) {why}"
-    return None
 
 
 def read_vision(config: ModelConfig, found: Mapping[str, Any], folder: Path | None) -> tuple[dict[str, Any], Vision]:
@@ -84,8 +91,12 @@ def read_vision(config: ModelConfig, found: Mapping[str, Any], folder: Path | No
         merged = {**found, **text, **kept, **own, **_given(config, text)}
         return merged, Vision(model_type, token, token, internvl_chat.PLACEHOLDER)
     if model_type == phi3_v.TYPE:
-        phi3_v.tower_sizes(found)
+        phi3_v.tower_sizes(found)  # refuses what its modules do not compute
         return {**found, "model_type": "phi3"}, Vision(model_type, phi3_v.EMBEDDING, phi3_v.EMBEDDING, phi3_v.PLACEHOLDER)
+    if model_type == cogvlm.TYPE:
+        cogvlm.tower_sizes(found)  # likewise
+        pad = cogvlm.placeholder_id(found)
+        return dict(found), Vision(model_type, pad, pad, cogvlm.PLACEHOLDER, experts=True)
     theirs = library_config(config, folder, model_type)
     text = theirs.get_text_config().to_dict()
     tied = getattr(theirs, "tie_word_embeddings", None)

@@ -12,8 +12,8 @@ import numpy as np
 from ..models.hub import read_json
 from ..models.phi3_v import EMBEDDING, GRID, SIDE
 
-_MEAN = (0.48145466, 0.4578275, 0.40821073)
-_STD = (0.26862954, 0.26130258, 0.27577711)
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
 """Of CLIP."""
 
 
@@ -49,7 +49,7 @@ class CroppedImages:
         if not lies:
             padded = padded.transpose(Image.Transpose.TRANSPOSE)
         grid = padded.height // SIDE, padded.width // SIDE
-        pixels = ((np.asarray(padded, dtype=np.float32) / 255 - _MEAN) / _STD).astype(np.float32).transpose(2, 0, 1)
+        pixels = ((np.asarray(padded, dtype=np.float32) / 255 - MEAN) / STD).astype(np.float32).transpose(2, 0, 1)
         whole = torch.nn.functional.interpolate(torch.from_numpy(pixels)[None], (SIDE, SIDE), mode="bicubic").numpy()
         crops = pixels.reshape(3, grid[0], SIDE, grid[1], SIDE).transpose(1, 3, 0, 2, 4).reshape(-1, 3, SIDE, SIDE)
         count = (grid[0] * grid[1] + 1) * GRID**2 + 1 + (grid[0] + 1) * GRID

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 
 from ..engine.images import checked_image, unreadable
-from ..models.hub import read_json
+from ..models.cogvlm import TYPE as COGVLM
 from ..models.internvl_chat import TYPE as INTERNVL_CHAT
 from ..models.phi3_v import TYPE as PHI3_V
 from .items import ImageItem
@@ -40,7 +40,8 @@ class _Prepared:
 class ImagePrompts:
     """Prompts of the model in ``folder``, whose text has a placeholder for each image.
 
-    model_type .. whole  as ``Vision`` has them
+    config               config.json
+    model_type .. experts  as ``Vision`` has them
     most                 images in a prompt; None: no limit
     placeholder          the text that stands for an image in a prompt
     is_spelled           it is no token, but text, also in messages, which chat templates take as they are
@@ -49,6 +50,7 @@ class ImagePrompts:
     def __init__(
         self,
         folder: Path,
+        config: Mapping[str, Any],
         tokenizer: Any,
         model_type: str,
         token_id: int | str,
@@ -56,11 +58,12 @@ class ImagePrompts:
         placeholder: str | None = None,
         merge: int | None = None,
         whole: bool = False,
+        experts: bool = False,
         most: int | None = None,
     ) -> None:
         """Raises ValueError for a tokenizer without the tokens that images need."""
-        self._folder, self._model_type, self._merge, self.whole = folder, model_type, merge, whole
-        self._tokenizer, self._most = tokenizer, most
+        self._folder, self._config, self._model_type, self._merge, self.whole = folder, config, model_type, merge, whole
+        self._tokenizer, self._is_single, self._most = tokenizer, experts, most
         self._token_id, name = self._token(token_id)
         self._placeholder_id, stands = self._token(placeholder_id)
         self.placeholder, self.is_spelled = placeholder or stands, placeholder is not None
@@ -89,13 +92,21 @@ class ImagePrompts:
         if found != (expected := [self.nth_placeholder(nth) for nth in range(1, len(found) + 1)]):
             raise ValueError(f"the prompt has the placeholders {', '.join(found)}; expected {', '.join(expected)}")
         prepared = [self._prepared(image) for image in images]
-        if self._model_type == PHI3_V:  # its pieces are texts of their own
-            ids = [token for piece, image in zip(pieces, prepared) for token in (*encode(piece), *image.token_ids)]
-            ids += encode(pieces[-1]) if pieces[-1] else []
+        if self._model_type in (COGVLM, PHI3_V):  # their pieces are texts of their own
+            ids, encode_later = list[int](), self._encode if self._model_type == COGVLM else encode
+            for piece, image in zip(pieces, prepared):
+                ids += [*self._unbroken(piece, encode_later if ids else encode), *image.token_ids]
+            if pieces[-1] or not prepared:
+                ids += self._unbroken(pieces[-1], encode_later if prepared else encode)
             return ids, self._placed(ids, prepared)
         whole = "".join(part for piece, found in zip(pieces, prepared) for part in (piece, found.text)) + pieces[-1]
-        ids = [token for nth, part in enumerate(whole.split(BREAK)) for token in (encode(part) if not nth else self._encode(part))]
+        ids = self._unbroken(whole, encode)
         return ids, self._placed(ids, prepared)
+
+    def _unbroken(self, text: str, encode: Callable[[str], list[int]]) -> list[int]:
+        """Token ids of a text in which some placeholders stand for none."""
+        parts = text.split(BREAK)
+        return [token for nth, part in enumerate(parts) for token in (self._encode(part) if nth else encode(part))]
 
     def of_tokens(self, token_ids: list[int], images: Sequence[Any]) -> tuple[list[int], tuple[ImageItem, ...]]:
         """The same of tokens, with one placeholder for each image. Raises ValueError."""
@@ -120,6 +131,10 @@ class ImagePrompts:
             raise ValueError(
                 f"the prompt has {count} times {self.placeholder!r}, the placeholder of an image, and multi_modal_data has "
                 f"{len(images)} images: give one for each"
+            )
+        if self._is_single and count > 1:
+            raise ValueError(
+                f"the prompt has {count} images, but models of type {self._model_type!r} read one: leave out the others"
             )
         if self._most is not None and count > self._most:
             raise ValueError(
@@ -188,11 +203,15 @@ class ImagePrompts:
         if self._model_type == INTERNVL_CHAT:
             from .tiles import TiledImages
 
-            return TiledImages(read_json(self._folder, "config.json"))
+            return TiledImages(self._config)
         if self._model_type == PHI3_V:
             from .crops import CroppedImages
 
             return CroppedImages(self._folder)
+        if self._model_type == COGVLM:
+            from .squares import SquareImages
+
+            return SquareImages(self._config, self._tokenizer.convert_ids_to_tokens(self._token_id))
         import transformers
         from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 

@@ -9,18 +9,19 @@ import numpy as np
 import torch
 
 from ..engine.step import StepInput
-from ..models.batch import ImageTokens
+from ..models.batch import ExpertTokens, ImageTokens
 from ..multimodal.items import ImageItem, rotary_positions
 from .step_rows import StepRows
-from .transfer import to_device
+from .transfer import all_to_device, to_device
 
 if TYPE_CHECKING:
     from ..models.tower import Tower
+    from ..models.vision import Vision
 
 
 @dataclass(frozen=True)
 class _Seat:
-    """A request with images. positions: int64 [3, prompt] where tokens have three; None: they have one. delta: what those of later
+    """A request with images. positions: int64 [3, prompt] where they are not places; None: they are. delta: what those of later
     tokens are more than their place."""
 
     images: tuple[ImageItem, ...]
@@ -33,17 +34,15 @@ class Images:
 
     whole          tokens of an image see each other
     max_model_len  rows of the tables of angles for single ones
-    deltas         int64 [seats + 1]: of each request; None: tokens have one position
+    deltas         int64 [seats + 1]: of each request; None: places are positions
     """
 
-    def __init__(
-        self, tower: Tower, num_seats: int, max_model_len: int, device: torch.device, *, has_positions: bool, whole: bool
-    ) -> None:
-        """has_positions: tokens have three positions."""
-        self.whole, self._tower, self._max_model_len, self._device = whole, tower, max_model_len, device
+    def __init__(self, tower: Tower, num_seats: int, max_model_len: int, device: torch.device, vision: Vision) -> None:
+        self.whole, self._has_experts = vision.whole, vision.experts
+        self._tower, self._max_model_len, self._device = tower, max_model_len, device
         self._embeddings: dict[bytes, torch.Tensor] = {}
         self._seats: dict[int, _Seat] = {}
-        self.deltas = np.zeros(num_seats + 1, dtype=np.int64) if has_positions else None
+        self.deltas = np.zeros(num_seats + 1, dtype=np.int64) if vision.has_positions else None
 
     def apply(self, step: StepInput) -> None:
         """Takes in the deltas of a step: what is forgotten, what is encoded, new requests."""
@@ -69,16 +68,22 @@ class Images:
 
     def tokens(self, rows: StepRows) -> ImageTokens | None:
         """Those of a step that are placeholders; None: there are none."""
-        tokens, parts = [], []
+        tokens, parts, lasts = [], [], []
         for row, image, start, end in self._overlaps(rows):
             if image.key not in self._embeddings:
                 raise ValueError("the embeddings of an image are gone, because the step that was to encode it failed: ask again")
             place = int(rows.bounds[row] - rows.first[row])
             tokens.append(np.arange(place + start, place + end))
             parts.append(self._embeddings[image.key][start - image.start : end - image.start])
+            lasts += [place + end - 1] if end == image.end else []
         if not parts:
             return None
-        return ImageTokens(to_device(np.concatenate(tokens), self._device), torch.cat(parts))
+        of_images = np.concatenate(tokens)
+        found = ImageTokens(to_device(of_images, self._device), torch.cat(parts))
+        if self._has_experts and len(seen := np.setdiff1d(of_images, lasts)):
+            others = np.setdiff1d(np.arange(rows.bounds[-1]), seen)
+            found.experts = ExpertTokens(*all_to_device((seen, others), self._device))
+        return found
 
     def spans(self, rows: StepRows) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """int64 of each image that a step computes a part of: its row, how many tokens, and the place behind them."""

@@ -239,9 +239,7 @@ class LocalExecutor:
         if self._tower is None:
             return None
         assert model.vision is not None
-        num_seats, has_positions = config.scheduler.max_num_seqs, model.vision.merge is not None
-        whole = model.vision.whole
-        return Images(self._tower, num_seats, self.max_model_len, device, has_positions=has_positions, whole=whole)
+        return Images(self._tower, config.scheduler.max_num_seqs, self.max_model_len, device, model.vision)
 
     def _load_drafter(self, config: EngineConfig, model: ModelInfo, device: torch.device) -> Drafter | None:
         """None where the host makes drafts, or nobody does."""

@@ -32,7 +32,7 @@ from .examples import EXAMPLES
 CONF = Path(__file__).parents[2] / "conf" / "model"
 SMALL = {"hidden_size": 2560, "num_hidden_layers": 8, "num_attention_heads": 160, "vocab_size": VOCAB}
 """Heads that every family's usual number of KV heads can serve."""
-WITHOUT_CLASS = ("internlm2", "minicpm", "sdar", "sdar_moe", "llada2_moe")
+WITHOUT_CLASS = ("cogvlm", "internlm2", "minicpm", "sdar", "sdar_moe", "llada2_moe")
 OF_A_LARGER_MODEL = ("gemma3", "llama4")
 
 

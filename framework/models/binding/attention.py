@@ -58,7 +58,8 @@ class AttentionBinder:
             alibi_scale=rounded,
             position_bias=self._position_bias,
         )
-        o, gated = self._binder.linear(parts["o"]), a.head_dim if a.family.gated_attention else None
+        o = self._binder.with_expert(parts, "o", self._binder.linear(parts["o"]))
+        gated = a.head_dim if a.family.gated_attention else None
         scales = kv_scales(parts["qkv"].sources[0].rpartition(".")[0], self._binder.weights) if self._kernels.takes_scales else None
         fused = None
         if layer.rope is not None and scales is None and a.fuses_rotary:

@@ -17,6 +17,7 @@ from ..layers.block import AfterNormBlock, AnyAttention, Block, MixerBlock, Para
 from ..layers.linear import GatheredLinear, Linear, ReducedEmbedding, bind_linear, bind_reduce
 from ..layers.mla import LatentAttention
 from ..layers.mlp import Mlp, MoeMlp
+from ..layers.visual_experts import VisualExpert
 from ..lora.layers import AdaptedEmbedding, AdaptedLinear
 from ..parts import Part, model_parts, shares
 from ..quantization.unquantized import float_linear
@@ -74,6 +75,7 @@ class Binder(LayerBinder):
             lockstep=self.lockstep,
             balancer=expert_balancer(self),
             mixed_angles=self.attention.mixed_angles,
+            visual=self.visual,
         )
 
     def _block(self, layer: int, index: int) -> Block:
@@ -85,6 +87,7 @@ class Binder(LayerBinder):
         else:
             qkv, attn_norm = self.linear_after_norm(parts, "attn_norm", "qkv")
             if self.a.latent is None:
+                qkv = self.with_expert(parts, "qkv", qkv)
                 attention = self.attention.over_heads(parts, shape, index, qkv)
             else:
                 attention = self.attention.over_latents(parts, shape, self.a.latent, index, qkv)
@@ -94,12 +97,15 @@ class Binder(LayerBinder):
             return MixerBlock(attention, attn_norm)
         summed = attention.o if self.a.norms_sums and isinstance(attention, Attention | LatentAttention) else None
         if shape.moe:
-            mlp: Mlp | MoeMlp = bind_moe(self, parts, shape.moe, layer)
+            mlp: Mlp | MoeMlp | VisualExpert = bind_moe(self, parts, shape.moe, layer)
             found = self.norm_call(*self.norm_tensors(parts["mlp_norm"])) if "mlp_norm" in parts else None
             mlp_norm = None if found is None else self.norm_of_sum(summed, *found)
         else:
             up, mlp_norm = self.linear_after_norm(parts, "mlp_norm", "gate_up" if self.a.family.gated else "up", summed=summed)
             mlp = bind_mlp(self, parts, up)
+            if "vision_gate_up" in parts:
+                expert = bind_mlp(self, parts, self.linear(parts["vision_gate_up"]), "vision_down")
+                mlp = VisualExpert(mlp, expert, self.visual)
         norms = {"attn_norm": attn_norm, "mlp_norm": mlp_norm}
         norms |= {name: self.norm(parts[name]) for name in POST_NORMS if name in parts}
         cross = {}

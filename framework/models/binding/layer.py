@@ -10,6 +10,7 @@ import torch
 from ...plan import BoundKernel, KernelPlan
 from ..layers.experts import Lockstep, SpreadExperts
 from ..layers.linear import Linear, ReducedLinear, bind_linear, bind_reduced
+from ..layers.visual_experts import VisualExpert, VisualStep
 from ..lora.slots import LoraSlots
 from ..native import Architecture
 from ..parallel import Parallel
@@ -33,6 +34,7 @@ class LayerBinder:
                              its output, too, and one behind them sums nothing. None: no adapters
     image_tokens             that a step may have; 0: it reads text alone
     spread                   experts that ranks share, by the number of their layer in the model
+    visual                   what visual experts look at
     lockstep                 of steps that several schedulers' ranks take together; None: there is one scheduler
     """
 
@@ -59,6 +61,7 @@ class LayerBinder:
         self.image_tokens = image_tokens
         self._shared: dict[Hashable, BoundKernel] = {}
         self.spread: dict[int, SpreadExperts] = {}
+        self.visual = VisualStep()
         self.lockstep = Lockstep() if parallel.ep.size > parallel.tp.size else None
 
     def linear(self, part: Part) -> Linear:
@@ -81,12 +84,12 @@ class LayerBinder:
         self, parts: dict[str, Part], norm: str, linear: str, eps: float | None = None, summed: Linear | None = None
     ) -> tuple[Linear, BoundKernel | None]:
         """A linear layer and the norm before it, if there is one. Nothing else reads its output unless norms are post norms, or
-        shared. eps: of the norm, if not the model's; summed: as of ``norm_of_sum``."""
+        shared, or there is a visual expert. eps: of the norm, if not the model's; summed: as of ``norm_of_sum``."""
         loaded = self.weights.load(parts[linear])
         if norm not in parts:
             return self.bind_linear(parts[linear], loaded), None
         call = self.norm_call(*self.norm_tensors(parts[norm]), eps)
-        read_once = self.a.residual != "post" and not self.a.family.shares_norm
+        read_once = self.a.residual != "post" and not self.a.family.shares_norm and f"vision_{linear}" not in parts
         quantizing = self.quantizing(*call, loaded) if read_once else None
         bound = self.bind_linear(parts[linear], loaded, quantized_input=quantizing is not None)
         return bound, quantizing or self.norm_of_sum(summed, *call)
@@ -114,6 +117,12 @@ class LayerBinder:
                 summed.reduce = None
                 return fused
         return self.plan.bind(op, weights, params)
+
+    def with_expert(self, parts: dict[str, Part], name: str, linear: Linear) -> Linear:
+        """The linear layer, beside its visual expert where it has one."""
+        if (expert := f"vision_{name}") not in parts:
+            return linear
+        return VisualExpert(linear, self.linear(parts[expert]), self.visual)
 
     def optional(self, parts: dict[str, Part], name: str) -> Linear | None:
         """A linear layer that not every model has."""

@@ -24,7 +24,8 @@ class Family:
     embed, final_norm, lm_head, layers   the module names; ``layers`` is the list
     embed_norm   of the norm after the embedding; None: there is none. Of it and of ``final_norm`` "" has no weights
     token_types  of the table that tells the texts of a pair apart, "" = none
-    names        parts within a layer. Several names are stacked along the output dimension
+    names        parts within a layer. Several names are stacked along the output dimension. Parts named ``vision_`` and the name of
+                 a linear layer are those of its visual expert, which tokens of images take in its place
     renames      (prefix on disk, prefix here), for checkpoints that hold a text model inside a larger one
     ignored      regular expressions of tensors that are no weights (buffers, towers of other modalities)
     Config:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from ..cogvlm import is_second
 from .family import ATTENTION, LLAMA_NAMES, PLAIN_MLP, PRE_NORMS, QK_NORM, Config, Family, attention_biases, where
 
 
@@ -71,6 +72,23 @@ _PHI3 = replace(
     LLAMA,
     names={**LLAMA_NAMES, "qkv": ("self_attn.qkv_proj",), "gate_up": ("mlp.gate_up_proj",)},
     defaults={**LLAMA.defaults, "rms_norm_eps": 1e-5, "max_position_embeddings": 4096},
+)
+_COGVLM = replace(
+    LLAMA,
+    names={
+        **PRE_NORMS,
+        "qkv": ("self_attn.language_expert_query_key_value",),
+        "o": ("self_attn.language_expert_dense",),
+        "gate_up": ("mlp.language_mlp.gate_proj", "mlp.language_mlp.up_proj"),
+        "down": ("mlp.language_mlp.down_proj",),
+        "vision_qkv": ("self_attn.vision_expert_query_key_value",),
+        "vision_o": ("self_attn.vision_expert_dense",),
+        "vision_gate_up": ("mlp.vision_mlp.gate_proj", "mlp.vision_mlp.up_proj"),
+        "vision_down": ("mlp.vision_mlp.down_proj",),
+    },
+    fields={"num_key_value_heads": "num_multi_query_heads"},
+    derived=lambda config: {"default_theta": 5e5} if is_second(config) else {},
+    biases=lambda config: where(is_second(config), "vision_qkv"),
 )
 _SMOLLM3 = replace(
     LLAMA,
@@ -186,6 +204,7 @@ FAMILIES = {
     "qwen2_5_vl_text": _QWEN2_VL,
     "qwen3": QWEN3,
     "phi3": _PHI3,
+    "cogvlm": _COGVLM,
     "smollm3": _SMOLLM3,
     "seed_oss": _SEED_OSS,
     "ernie4_5": ERNIE,

@@ -67,6 +67,7 @@ def test_tasks(served: dict[str, dict[str, Any]]) -> None:
         "llama": ["generate", *pooled],
         "llava": images,
         "gemma3": images,
+        "cogvlm": images,
         "bert": pooled,
         "clip": ["embed"],
         "siglip": ["embed"],

@@ -55,7 +55,7 @@ def test_the_last_token_of_a_request_needs_no_draft(length: int, expected: int |
 def test_what_a_step_tells_about_depth() -> None:
     """Of four rows that decode, one may have no draft, and one has none though it might; a prompt beside them."""
     policy: Noting = Noting()
-    requests: list[Any] = [SimpleNamespace(was_right=False) for _ in range(5)]
+    requests: list[Any] = [SimpleNamespace(was_right=False, arrival_s=0.5) for _ in range(5)]
     speculation = Speculation(policy, 20)
     chunks = [
         Chunk(requests[1], 1, 9, 1, (), room=3),
@@ -80,10 +80,14 @@ def test_what_a_step_tells_about_depth() -> None:
     )
     assert told([0, 0, 3, 1], [prompt], 2.0, 3.0) == (4, 3, [3, 2, 1], [2, 1, 1], (1, 1), None)
     assert told([0, 0, 0, 0], [], 3.0, 3.0) == (4, 3, [3, 0, 0], [0, 0, 0], (1, 0), None), "a clock that stands still"
+    assert told([0, 0, 0, 0], [], 3.5, 4.0)[-1] == 1.0, "the host worked between the steps"
+    for request in requests:
+        request.arrival_s = 4.25
+    assert told([0, 0, 0, 0], [], 4.5, 5.0)[-1] == 0.5, "there was nothing to do"
 
 
 def test_a_step_without_room_for_drafts_says_nothing_about_them() -> None:
-    policy, request = Noting(), SimpleNamespace(was_right=True)
+    policy, request = Noting(), SimpleNamespace(was_right=True, arrival_s=0.0)
     scheduled = ScheduledStep(StepInput(0, [0], [1], [1]), [request], [], num_drafts=0)  # type: ignore[list-item]
     Speculation(policy, 20).observe(scheduled, StepOutput(0, [], num_accepted=[0]), 1.0)
     assert policy.told == [(1, 0, [], [], (0, 0), 1.0)] and request.was_right

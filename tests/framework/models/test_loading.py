@@ -23,6 +23,7 @@ from framework.models.parallel import Parallel, Ranks
 from framework.models.parts import Part, all_parts
 from framework.models.read import read_model
 from framework.models.rope import read_rope
+from framework.models.tower import tower_bytes
 from framework.models.weights import Checkpoint
 
 from ...models.examples.states import EXAMPLES as STATES
@@ -205,13 +206,18 @@ def test_dummy_models_of_every_family_run() -> None:
         ("gemma-2-9b", 9.24),
         ("phi-3-mini", 3.82),
         ("gpt2", 0.1244),
+        ("cogvlm-chat", 17.64),
+        ("internvl2-8b", 8.08),
+        ("phi-3-vision", 4.15),
     ],
 )
 def test_shapes_of_known_models(name: str, billions: float) -> None:
     fields = yaml.safe_load((CONF / f"{name}.yaml").read_text())
-    architecture = read_model(ModelConfig(**{**fields, "load_format": "dummy"})).architecture
-    assert architecture is not None
-    assert sum(math.prod(part.shape) for part in all_parts(architecture)) / 1e9 == pytest.approx(billions, rel=2e-3)
+    config = ModelConfig(**{**fields, "load_format": "dummy", "dtype": "float16"})
+    info = read_model(config)
+    assert info.architecture is not None
+    tower = 0 if info.vision is None else tower_bytes(config, info) // 2
+    assert (sum(math.prod(part.shape) for part in all_parts(info.architecture)) + tower) / 1e9 == pytest.approx(billions, rel=2e-3)
 
 
 def test_every_model_config_is_readable() -> None:

@@ -14,10 +14,11 @@ import transformers
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from framework import LLM, SamplingParams
+from framework import LLM
 
-from .checkpoints import TEXT, VOCAB, picture, randomize, tokenizer
-from .test_models import PROMPTS, serve
+from .checkpoints import TEXT, picture, randomize, tokenizer
+from .harness import GREEDY, log_probabilities, serve, token_ids, with_logprobs
+from .test_models import PROMPTS
 
 SIZE, TOKENS, MOST = 28, 4, 4
 TOKEN_NAMES = {"context_image_token": "<IMG_CONTEXT>", "start_image_token": "<img>", "end_image_token": "</img>"}
@@ -29,7 +30,6 @@ TOWER = {
     "image_size": SIZE,
     "patch_size": 7,
 }
-GREEDY = SamplingParams(max_tokens=4, temperature=0, ignore_eos=True)
 RENAMED = (
     ("model.multi_modal_projector.layer_norm", "mlp1.0"),
     ("model.multi_modal_projector.linear_1", "mlp1.1"),
@@ -143,26 +143,21 @@ def tiles(image: Image.Image) -> np.ndarray:
 @pytest.mark.parametrize(("text", "rms"), [("qwen2", False), ("internlm2", False), ("qwen2", True)])
 def test_log_probabilities_are_those_of_the_librarys_model(text: str, rms: bool, tmp_path: Path) -> None:
     theirs = make(tmp_path, text, rms)
-    params = SamplingParams(max_tokens=5, temperature=0, prompt_logprobs=-1, logprobs=-1, ignore_eos=True)
     llm = serve(tmp_path, max_num_batched_tokens=16)
     prompts = [(prompt.replace("{}", "<image>"), images) for prompt, images in PROMPTS]
     given = [{"prompt": prompt, "multi_modal_data": {"image": images}} for prompt, images in prompts]
     sizes = set()
-    for (prompt, images), output in zip(prompts, llm.generate(given, params, use_tqdm=False)):
+    for (prompt, images), output in zip(prompts, llm.generate(given, with_logprobs(5), use_tqdm=False)):
         pixels = [tiles(image) for image in images]
         sizes |= {len(each) for each in pixels}
         for each in pixels:
             prompt = prompt.replace("<image>", f"<img>{'<IMG_CONTEXT>' * TOKENS * len(each)}</img>", 1)
         ids = llm.get_tokenizer().encode(prompt)
-        assert output.prompt_token_ids == ids and output.prompt_logprobs is not None
-        completion = output.outputs[0]
-        assert completion.logprobs is not None
+        assert output.prompt_token_ids == ids
         with torch.inference_mode():
-            inputs = torch.tensor([[*ids, *completion.token_ids]]), torch.from_numpy(np.concatenate(pixels))
+            inputs = torch.tensor([token_ids(output)]), torch.from_numpy(np.concatenate(pixels))
             expected = theirs(input_ids=inputs[0], pixel_values=inputs[1]).logits[0].log_softmax(-1)[:-1]
-        entries = [*output.prompt_logprobs[1:], *completion.logprobs]
-        found = torch.tensor([[entry[token].logprob for token in range(VOCAB)] for entry in entries if entry is not None])
-        torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+        torch.testing.assert_close(log_probabilities(output), expected, atol=1e-4, rtol=0)
     assert len(sizes) > 1, "some images are cut, and some are not"
 
 

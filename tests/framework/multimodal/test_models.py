@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,8 @@ from PIL import Image
 
 from framework import LLM, SamplingParams
 
-from .checkpoints import KINDS, VOCAB, make, picture
+from .checkpoints import KINDS, make, picture
+from .harness import log_probabilities, serve, token_ids, with_logprobs
 
 PROMPTS: list[tuple[str, list[Image.Image]]] = [
     ("{}Hello there", [picture(1)]),
@@ -22,48 +22,36 @@ PROMPTS: list[tuple[str, list[Image.Image]]] = [
     ("{}{}two", [picture(4), picture(5, 33, 64)]),
 ]
 """Images at the start, in the middle, at the end, and two side by side."""
-NUM_NEW = 5
 
 
-def serve(folder: Path, **given: Any) -> LLM:
-    return LLM(str(folder), dtype="float32", block_size=4, max_logprobs=-1, num_gpu_blocks_override=200, **given)
-
-
-def reference(theirs: Any, llm: LLM, prompt: str, images: list[Image.Image], token_ids: list[int]) -> torch.Tensor:
+def reference(theirs: Any, llm: LLM, prompt: str, images: list[Image.Image], tokens: list[int]) -> torch.Tensor:
     """f32 [T, V]: log-probabilities by transformers, of its processor's inputs with the generated tokens behind them."""
     assert llm.engine.inputs.image_prompts is not None
     processor = llm.engine.inputs.image_prompts._processor
     pixels = [np.asarray(image) for image in images]
     found = processor(images=pixels, text=[prompt], input_data_format="channels_last", return_tensors="pt")
     ids = found.pop("input_ids")
-    assert ids[0].tolist() == token_ids[: ids.shape[1]], "a prompt's tokens are those of the library's processor"
+    assert ids[0].tolist() == tokens[: ids.shape[1]], "a prompt's tokens are those of the library's processor"
     del found["attention_mask"]
     for name in {"mm_token_type_ids", "token_type_ids"} & set(found):
-        found[name] = torch.nn.functional.pad(found[name], (0, len(token_ids) - ids.shape[1]))
+        found[name] = torch.nn.functional.pad(found[name], (0, len(tokens) - ids.shape[1]))
     with torch.inference_mode():
-        return theirs(input_ids=torch.tensor([token_ids]), **found).logits[0].log_softmax(-1)
+        return theirs(input_ids=torch.tensor([tokens]), **found).logits[0].log_softmax(-1)
 
 
 @pytest.mark.parametrize("name", KINDS)
 def test_log_probabilities_are_those_of_transformers(name: str, tmp_path: Path) -> None:
     """Whole prompts and chunks; of Gemma 3 a chunk holds an image of 16 tokens, and no less."""
     theirs = make(name, tmp_path)
-    params = SamplingParams(max_tokens=NUM_NEW, temperature=0, prompt_logprobs=-1, logprobs=-1, ignore_eos=True)
     for chunk in (512, 16):
         llm = serve(tmp_path, max_num_batched_tokens=chunk)
         prompts = [(text.format(*[KINDS[name].template] * len(images)), images) for text, images in PROMPTS]
         given = [{"prompt": text, "multi_modal_data": {"image": images}} for text, images in prompts]
-        outputs = llm.generate(given, params, use_tqdm=False)
+        outputs = llm.generate(given, with_logprobs(5), use_tqdm=False)
         assert (llm.engine.stats().num_chunked_prefills > 0) == (chunk == 16)
         for (text, images), output in zip(prompts, outputs):
-            assert output.prompt_token_ids is not None and output.prompt_logprobs is not None
-            completion = output.outputs[0]
-            assert completion.logprobs is not None
-            expected = reference(theirs, llm, text, images, [*output.prompt_token_ids, *completion.token_ids])[:-1]
-            entries = [*output.prompt_logprobs[1:], *completion.logprobs]
-            found = torch.tensor([[entry[token].logprob for token in range(VOCAB)] for entry in entries if entry is not None])
-            assert found.shape == expected.shape
-            torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+            expected = reference(theirs, llm, text, images, token_ids(output))[:-1]
+            torch.testing.assert_close(log_probabilities(output), expected, atol=1e-4, rtol=0)
         llm.shutdown()
 
 
@@ -85,15 +73,6 @@ def test_weights_are_counted_before_they_are_loaded(name: str, tmp_path: Path) -
     make(name, tmp_path)
     executor = serve(tmp_path).engine.executor
     assert executor.nominal_weight_bytes <= executor.weight_bytes < 1.3 * executor.nominal_weight_bytes
-
-
-@pytest.mark.parametrize("config", [{"model_type": "cogvlm"}, {"architectures": ["CogVLMForCausalLM"]}])
-def test_models_with_visual_experts_are_refused_by_name(config: dict[str, Any], tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(
-        ValueError, match=r"of 'cogvlm' .CogVLMForCausalLM. tokens of images have attention and MLP weights of their own"
-    ):
-        serve(tmp_path)
 
 
 def test_checkpoints_without_a_tower_are_refused(tmp_path: Path) -> None:

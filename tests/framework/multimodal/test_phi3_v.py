@@ -13,20 +13,13 @@ import transformers
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from framework import LLM, SamplingParams
+from framework import LLM
 
-from .checkpoints import TEXT, VOCAB, picture, randomize, tokenizer
+from .checkpoints import TEXT, picture, randomize, tokenizer
+from .harness import GREEDY, log_probabilities, serve, with_logprobs
 
-GREEDY = SamplingParams(max_tokens=4, temperature=0, ignore_eos=True)
 MOST = 4
-
-
-def serve(folder: Path, **given: Any) -> LLM:
-    return LLM(
-        str(folder), dtype="float32", block_size=4, max_logprobs=-1, num_gpu_blocks_override=600, max_model_len=2048, **given
-    )
-
-
+ROOM: dict[str, Any] = {"num_gpu_blocks_override": 600, "max_model_len": 2048}
 CLIP = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 24, "num_attention_heads": 1, "image_size": 336}
 CLIP |= {"patch_size": 14, "hidden_act": "quick_gelu"}
 CONFIG = {
@@ -143,21 +136,17 @@ PROMPTS: list[tuple[list[str], list[Image.Image]]] = [
 
 def test_log_probabilities_are_those_of_the_parts(tmp_path: Path) -> None:
     theirs = Reference(tmp_path)
-    params = SamplingParams(max_tokens=3, temperature=0, prompt_logprobs=-1, logprobs=-1, ignore_eos=True)
-    llm = serve(tmp_path, max_num_batched_tokens=512)
+    llm = serve(tmp_path, **ROOM, max_num_batched_tokens=512)
     sizes = set()
     for pieces, images in PROMPTS:
         text = pieces[0] + "".join(f"<|image_{number}|>{piece}" for number, piece in enumerate(pieces[1:], 1))
-        (output,) = llm.generate({"prompt": text, "multi_modal_data": {"image": images}}, params, use_tqdm=False)
-        completion = output.outputs[0]
-        assert output.prompt_token_ids is not None and output.prompt_logprobs is not None and completion.logprobs is not None
+        (output,) = llm.generate({"prompt": text, "multi_modal_data": {"image": images}}, with_logprobs(3), use_tqdm=False)
+        assert output.prompt_token_ids is not None
         with torch.inference_mode():
             encoded = [llm.get_tokenizer().encode(piece) for piece in pieces]
-            expected = theirs.log_probabilities(encoded, images, list(completion.token_ids))[:-1]
+            expected = theirs.log_probabilities(encoded, images, list(output.outputs[0].token_ids))[:-1]
         sizes.add(output.prompt_token_ids.count(258))
-        entries = [*output.prompt_logprobs[1:], *completion.logprobs]
-        found = torch.tensor([[entry[token].logprob for token in range(VOCAB)] for entry in entries if entry is not None])
-        torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+        torch.testing.assert_close(log_probabilities(output), expected, atol=1e-4, rtol=0)
     assert len(sizes) > 2, "images of several shapes"
 
 
@@ -170,7 +159,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def llm(folder: Path) -> LLM:
-    return serve(folder)
+    return serve(folder, **ROOM)
 
 
 def test_placeholders_are_numbered(llm: LLM) -> None:
@@ -184,6 +173,8 @@ def test_placeholders_are_numbered(llm: LLM) -> None:
     messages = [{"role": "user", "content": [{"type": "image", "image": image}, part]} for image in images]
     found = llm.chat(messages, GREEDY, use_tqdm=False, chat_template=template)[0]
     assert found.prompt == "[user]<|image_1|>\nan <|image_1|>?[user]<|image_2|>\nan <|image_1|>?"
+    assert found.prompt_token_ids is not None
+    assert llm.get_tokenizer().decode(found.prompt_token_ids[-16:]) == "\nan <|image_1|>?"
 
 
 @pytest.mark.parametrize(

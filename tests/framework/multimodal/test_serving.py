@@ -19,8 +19,7 @@ from framework.models.read import read_model
 from framework.sampling_params import BeamSearchParams, StructuredOutputsParams
 
 from .checkpoints import make, picture
-
-GREEDY = SamplingParams(max_tokens=4, temperature=0, ignore_eos=True)
+from .harness import GREEDY
 
 
 def prompt(text: str, *images: Any) -> dict[str, Any]:

@@ -130,23 +130,38 @@ def test_adaptive_bears_noise_and_learns_from_batches_of_other_sizes(times: str,
     assert np.mean(excess[500:]) < 1.3
 
 
+def test_adaptive_takes_what_it_knows_to_batches_of_other_sizes() -> None:
+    policy, depths, rates = AdaptiveDepth(MOST), list[int](), RIGHT["nearly_all"]
+    for step in range(620):
+        rows = 1 if step < 600 else 64
+        depths.append(policy.of(rows))
+        drafts = Text(rows, seed=step).check(depths[-1], rates)
+        policy.observe(Checked(rows, depths[-1], *drafts, rows * (1 + 0.05 * depths[-1])))
+    assert depths[-20:].count(MOST) > 14
+
+
 def test_adaptive_bears_a_step_that_compiles() -> None:
-    policy = AdaptiveDepth(3)
+    policy, depths = AdaptiveDepth(3), list[int]()
     for step in range(200):
         k = policy.of(4)
+        depths.append(k)
         policy.observe(Checked(4, k, [4] * k, [4] * k, (4 if k else 0, 4 if k else 0), 100.0 if step in (0, 1, 50) else 1.0))
-    assert policy.of(4) == 3
+    assert depths[-100:].count(3) > 80
 
 
 def test_adaptive_knows_a_row_that_may_have_no_draft_from_one_whose_draft_is_wrong() -> None:
     """Near its end a request has none; and while all steps compute prompts, too, only acceptance is to be learned."""
     policy = AdaptiveDepth(3, lambda rows, k: 1.0 + 0.2 * k)
-    for _ in range(100):
-        policy.observe(Checked(2, 3, [1, 1, 1], [1, 1, 1], (1, 1), None))
-    assert policy.of(2) == 3
-    for _ in range(1000):
-        policy.observe(Checked(2, 3, [2, 0, 0], [0, 0, 0], (0, 0), None))
-    assert policy.of(2) == 0
+
+    def depths(steps: int, checked: list[int], accepted: list[int], after_right: tuple[int, int]) -> list[int]:
+        found = []
+        for _ in range(steps):
+            found.append(policy.of(2))
+            policy.observe(Checked(2, 3, checked, accepted, after_right, None))
+        return found
+
+    assert set(depths(100, [1, 1, 1], [1, 1, 1], (1, 1))) == {3}
+    assert depths(1000, [2, 0, 0], [0, 0, 0], (0, 0))[-100:].count(0) > 80
 
 
 def test_a_schedule_goes_by_the_number_of_requests() -> None:
