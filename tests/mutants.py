@@ -124,6 +124,10 @@ _SOUND = "framework/engine/sound.py"
 _LOCAL_EXECUTOR = "framework/worker/local_executor.py"
 _DENOISING = "framework/engine/diffusion.py"
 _DIFFUSION = "framework/models/families/diffusion.py"
+_REDRAWING = "framework/engine/redrawing.py"
+_CANVASES = "framework/worker/canvases.py"
+_DIFFUSION_GEMMA = "framework/models/diffusion_gemma.py"
+_REDRAWS = "framework/models/redraws.py"
 _HEAD = "framework/worker/drafting/head.py"
 _CHAIN = "framework/worker/drafting/chain.py"
 _CHAIN_GRAPHS = "framework/worker/drafting/chain_graphs.py"
@@ -213,6 +217,7 @@ _COGVLM_TESTS = ["tests/framework/multimodal/test_cogvlm.py"]
 _PHI3_TESTS = ["tests/framework/multimodal/test_phi3_v.py"]
 _STATE_TESTS = ["tests/framework/worker/test_states.py"]
 _DIFFUSION_TESTS = ["tests/models/test_block_diffusion.py"]
+_REDRAWING_TESTS = ["tests/models/test_diffusion_gemma.py"]
 _LORA_EXACTNESS = "tests/test_lora_exactness.py"
 _ENCODING_TESTS = "tests/models/test_encoder_decoders.py"
 _MLLAMA_TESTS = "tests/framework/multimodal/test_mllama.py"
@@ -263,6 +268,7 @@ TESTS: dict[str, list[str]] = {
     _MIXERS: ["tests/models/test_families.py::test_logits[None-qwen3-next]"],
     _ATTENTION: ["tests/models/test_families.py::test_logits[None-qwen3-next]", _MLLAMA_TESTS],
     _BATCHES: [*_STATE_TESTS, *_LORA_TESTS, *_TOKEN_TESTS, *_DRAFT_TESTS, _ENCODING_TESTS, _MLLAMA_TESTS],
+    **dict.fromkeys((_REDRAWING, _CANVASES, _DIFFUSION_GEMMA, _REDRAWS), _REDRAWING_TESTS),
     **dict.fromkeys((_ACCEPTANCE, _HEAD, _CHAIN, _CHAIN_GRAPHS, _DRAFT_CACHE, _STEP_ROWS), _DRAFT_TESTS),
     _SUFFIX: ["tests/framework/speculation/test_suffix.py"],
     _DECODER: ["tests/framework/models/drafts/test_shipped.py", "tests/distributed/test_tokens.py", *_COGVLM_TESTS],
@@ -1675,6 +1681,33 @@ MUTANTS = [
         "LLaDA2 chooses experts without their bias", _DIFFUSION, '"bias": config["moe_router_enable_expert_bias"]', '"bias": False'
     ),
     Mutant("queries and keys of LLaDA2 have no norms", _DIFFUSION, '    qk_norm="head",\n', ""),
+    Mutant("the least sure tokens are taken", _REDRAWING, "np.argsort(entropy,", "np.argsort(-entropy,"),
+    Mutant("the largest entropy counts", _REDRAWING, "sums - entropy[surest] <=", "sums <="),
+    Mutant("a stable canvas is done, sure or not", _REDRAWING, "(is_stable and entropy.mean()", "(is_stable or entropy.mean()"),
+    Mutant("one stable pass will do", _REDRAWING, "deque(maxlen=self._redraws.num_stable)", "deque(maxlen=1)"),
+    Mutant("what is not taken stays", _REDRAWING, "canvas.tokens = self._random(request, canvas.num_passes)", ""),
+    Mutant("all requests have one random canvas", _REDRAWING, "key=request.params.seed & _SEED_BITS", "key=0"),
+    Mutant("a canvas may be cut", _REDRAWING, "min(count, request.num_tokens - first)", "count"),
+    Mutant("tokens of no number are taken", _REDRAWING, "if FAILED_ROW in found:", "if False:"),
+    Mutant("a new canvas reads what was said of the last", _CANVASES, ", 0).flatten(0, 1)", ", 1).flatten(0, 1)"),
+    Mutant(
+        "a new request goes on with its seat's passes",
+        _CANVASES,
+        "        self._starts[[new.seat for new in step.new]] = -1\n",
+        "        pass\n",
+    ),
+    Mutant("all passes are drawn alike", _CANVASES, "<< _PASS_BITS", "& 0"),
+    Mutant("a window is narrower for canvases", _CANVASES, "- (window - 1), 0)", "- window + 2, 0)"),
+    Mutant("canvases see all in every layer", _CANVASES, "if not first.any():", "if True:"),
+    Mutant("canvases have the factors of known tokens", _DIFFUSION_GEMMA, "redrawn.expand(", "known.expand("),
+    Mutant(
+        "logits have no cap",
+        _DIFFUSION_GEMMA,
+        "torch.tanh(self._head(hidden).float() / self._softcap)",
+        "(self._head(hidden).float() / self._softcap)",
+    ),
+    Mutant("what is said is not scaled", _DIFFUSION_GEMMA, " * embed.embed_scale.to(self.dtype)", ""),
+    Mutant("weights that are not shared are passed over", _REDRAWS, 'config.get("tie_word_embeddings") is False', "False"),
     Mutant("rows of prefixes are in no plan", _CACHE_MEMORY, "max_num_seqs + config.cache.state_snapshots", "max_num_seqs"),
     Mutant("a prefix is found without its states", _MANAGER, "shorter = snapshots.longest(hashes, limit)", "shorter = limit"),
     Mutant("a request starts from the first states", _MANAGER, "block_hashes[num_hit - 1]) if", "block_hashes[0]) if"),

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..engine.kv_cache.spec import CrossKV, PagedKV, State
+from ..engine.redrawing import Redraws
 from .families import Family
 from .mixers import Mixer
 from .plugins import family_names, find_family
@@ -91,11 +92,13 @@ class Buckets:
 @dataclass(frozen=True)
 class Diffusion:
     """Block diffusion, see ``engine.diffusion``. canvas_size: tokens that are denoised together, and see each other; mask_token_id:
-    stands for those that are not settled; causal_prompt: the tokens of a prompt's whole canvases see only what is before them."""
+    stands for those that are not settled; causal_prompt: the tokens of a prompt's whole canvases see only what is before them;
+    redraws: how a canvas is drawn anew, where random tokens stand for those that are not settled; None: where masks do."""
 
     canvas_size: int
-    mask_token_id: int
+    mask_token_id: int | None
     causal_prompt: bool
+    redraws: Redraws | None = None
 
 
 @dataclass(frozen=True)

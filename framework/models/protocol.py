@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 
@@ -12,6 +12,16 @@ from .batch import ForwardBatch
 from .expert_balancer import ExpertBalancer
 from .layers.experts import Lockstep
 from .lora.slots import LoraSlots
+
+
+@runtime_checkable
+class Redrawn(Protocol):
+    """A model that draws its canvases anew, and is told in each pass what it said in the one before."""
+
+    hidden_size: int
+
+    def said(self, logits: torch.Tensor) -> torch.Tensor:
+        """logits f32 [E, V] of a pass -> [E, H] in the model's dtype, for ``CanvasTokens`` of the next."""
 
 
 class Model(Protocol):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 
 import numpy as np
@@ -11,6 +11,7 @@ import torch
 from ..models.batch import ForwardBatch, GroupBatch, StateBatch, WholeTokens
 from ..models.native import Diffusion
 from ..plan import AttentionMeta, BoundKernel, LayerKV, LoraMeta, StateMeta
+from .canvases import add_canvases
 from .encoded_rows import EncodedRows
 from .images import Images
 from .request_rows import RequestRows
@@ -33,6 +34,7 @@ class Batches:
     states        of its recurrent layers, as StateBatch has them: a request's row is that of its seat
     cross         of the groups, those of what layers keep of an encoder
     diffusion     of a model that denoises; None: it does not
+    windows       of the groups
     """
 
     def __init__(
@@ -47,10 +49,11 @@ class Batches:
         images: Images | None = None,
         cross: Collection[int] = (),
         diffusion: Diffusion | None = None,
+        windows: Sequence[int | None] = (),
     ) -> None:
         self.rows, self.slot_mapping, self.groups, self.caches, self.ahead = rows, slot_mapping, groups, caches, ahead
         self.has_lora, self.states, self.images, self.cross = has_lora, states or {}, images, frozenset(cross)
-        self._diffusion = diffusion
+        self._diffusion, self._windows = diffusion, windows
         self._workspaces: list[tuple[dict, dict, dict]] = [({}, {}, {}) for _ in rows.tables[groups]]
 
     def build(
@@ -59,7 +62,7 @@ class Batches:
         """The tensors of a step, and ``more`` on the device, where all of them go in one copy. first: int64 [R] on the device, the
         truth of which ``rows.first`` is a bound; None where that is exact."""
         logit_tokens = rows.logit_tokens
-        if self._diffusion is not None:
+        if self._diffusion is not None and self._diffusion.redraws is None:
             size, prompts = self._diffusion.canvas_size, self.rows.num_prompt_tokens[rows.seats]
             rows = rows.by_canvas(size, prompts // size * size * self._diffusion.causal_prompt)
         device, row_of_token = self.rows.device, np.repeat(np.arange(len(rows.seats)), rows.counts)
@@ -121,6 +124,9 @@ class Batches:
             batch.lora, batch.lora_of_logits = LoraMeta(next(own), occurring), LoraMeta(next(own), occurring)
         if self.states:
             batch.states = StateBatch(StateMeta(cu_q_all, next(own), next(own), int(rows.counts.max())), self.states)
+        if self._diffusion is not None and self._diffusion.redraws is not None:
+            scratch = [workspaces[2] for workspaces in self._workspaces]
+            add_canvases(groups, self._windows, rows, (arrays[7], tables), self.rows.block_size, scratch)
         if self.images is not None:
             self._add_images(self.images, batch, rows, positions, tables)
         return batch, tensors[8 : 8 + wanted]

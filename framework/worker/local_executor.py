@@ -102,7 +102,7 @@ class LocalExecutor:
         self._pools, self._encoding = model.pooling is not None, model.encoding
         # What passes between stages is no call of a kernel; steps that schedulers take together are recorded by none.
         # Nor does any follow where canvases end.
-        self._diffusion = None if model.architecture is None else model.architecture.diffusion
+        self._diffusion = model.diffusion
         self._records = parallel.pp.size == 1 and parallel.ep.size <= parallel.tp.size and self._diffusion is None
         self._recording: tuple[EngineConfig, Device, Capture] | None = None
         self.probes = probes = Probes.of(config, device.torch, model.dtype)
@@ -377,10 +377,13 @@ def _weight_bytes(config: EngineConfig, model: ModelInfo, parallel: Parallel) ->
             stage = stages(model.architecture, sizes.pp)[parallel.pp.rank]
             return stage_weight_bytes(rank, stage, sizes.ep, scheme, model.dtype, sizes.redundant_experts)
         return weight_bytes(model.architecture, scheme, getattr(torch, model.dtype), model.max_model_len)
+    import transformers
+
     from ..models.library import num_library_weights  # slow to import, and needed for few models
     from ..models.transformers_model import servable_config
 
-    return num_library_weights(config.model, servable_config(config.model, model)) * ELEMENT_BYTES[model.dtype]
+    kind = transformers.AutoModelForCausalLM if model.diffusion is None else transformers.AutoModelForMultimodalLM
+    return num_library_weights(config.model, servable_config(config.model, model), kind) * ELEMENT_BYTES[model.dtype]
 
 
 def _block_bytes(groups: tuple[CacheGroup, ...], drafter: Drafter | None, block_size: int) -> int:

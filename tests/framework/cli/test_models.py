@@ -51,7 +51,7 @@ def test_every_type_has_a_path_or_a_reason(served: dict[str, dict[str, Any]]) ->
         ("vit", "refused", "no causal language model"),
         ("siglip2", "refused", "its images keep their shapes"),
         ("llada2_moe", "native", ""),
-        ("diffusion_gemma", "refused", "reads the logits of the pass before"),
+        ("diffusion_gemma", "transformers", "no native family"),
         ("StableDiffusionXLPipeline", "diffusers", "model_index.json"),
     ],
 )
@@ -75,6 +75,7 @@ def test_tasks(served: dict[str, dict[str, Any]]) -> None:
         "siglip": ["embed"],
         "ministral3": ["generate"],
         "sdar": ["generate"],
+        "diffusion_gemma": ["generate"],
         "StableDiffusionPipeline": ["text-to-image"],
     }
     assert {name: served[name]["tasks"] for name in expected} == expected
