@@ -13,11 +13,12 @@ from .clock import Clock, VirtualClock, WallClock
 from .config import CALIBRATED_SCHEMES, ROUNDED_SCHEMES, EngineConfig, ModelConfig, ParallelConfig, QuantConfig
 from .config_checks import require
 from .engine.diffusion import Denoising, DiffusionConfig
-from .engine.encoding import EncoderPrompts
+from .engine.encoding import EncoderPrompts, ImageViews
 from .engine.executor import PredictsSteps
 from .engine.images import ImageProcessor
 from .engine.inputs import InputProcessor
 from .engine.pooling import PoolingRules
+from .engine.redrawing import Redrawing
 from .engine.router import ROUTERS
 from .engine.sound import SoundFeatures
 from .engine.speculation import Speculation
@@ -76,7 +77,7 @@ def build_engine(config: EngineConfig, clock: Clock | None = None, kernels: Mapp
     model = read_model(config.model)
     config = settle_sharing(config, model)
     config = settle_encoding(config, model)
-    config = settle_diffusion(config, model)
+    config, model = settle_diffusion(config, model), with_passes(config, model)
     if model.pooling is not None:
         config = settle_pooling(config, model.pooling)
     inputs = input_processor(config.model, model, config)
@@ -85,9 +86,8 @@ def build_engine(config: EngineConfig, clock: Clock | None = None, kernels: Mapp
     if config.parallel.num_schedulers > 1:
         return cast("Engine", _lockstep_engine(config, executor, inputs, clock))
     matchers = _matchers(config, inputs, executor.vocab_size) if kind.has_device and pooling is None else None
-    engine = Engine(
-        config, executor, inputs, clock, matchers, _speculation(config, executor, matchers), pooling, _denoising(config, model)
-    )
+    denoising = _denoising(config, model, executor.vocab_size)
+    engine = Engine(config, executor, inputs, clock, matchers, _speculation(config, executor, matchers), pooling, denoising)
     if (probes := getattr(engine.executor, "probes", None)) is not None:
         engine.watch(probes.around_step)
     return engine
@@ -196,7 +196,7 @@ def settle_sharing(config: EngineConfig, model: ModelInfo) -> EngineConfig:
     asked, num_snapshots = config.cache.prefix_caching, config.cache.state_snapshots
     has_states, name = model.architecture is not None and model.architecture.has_states, config.model.name
     require(has_states or not num_snapshots, "cache.state_snapshots", num_snapshots, f"0: no layers of {name!r} keep states")
-    if model.encoding is not None or (model.architecture is not None and model.architecture.diffusion is not None):
+    if model.encoding is not None or model.diffusion is not None:
         return config
     if not has_states:
         return replace(config, cache=replace(config.cache, prefix_caching=asked is not False))
@@ -216,8 +216,8 @@ def settle_sharing(config: EngineConfig, model: ModelInfo) -> EngineConfig:
 
 
 def settle_encoding(config: EngineConfig, model: ModelInfo) -> EngineConfig:
-    """The config with ``cache.prefix_caching`` settled for an encoder-decoder: what its decoder computes of tokens depends on what
-    its encoder read. Raises ValueError for what such a model cannot have."""
+    """The config with ``cache.prefix_caching`` settled for a model with layers that attend to what an encoder gave: what it
+    computes of tokens depends on that. Raises ValueError for what such a model cannot have."""
     if model.encoding is None:
         return config
     parallel, method = config.parallel, config.speculative_config.method
@@ -231,8 +231,8 @@ def settle_encoding(config: EngineConfig, model: ModelInfo) -> EngineConfig:
     }
     if wrong := [field for field, is_asked in refused.items() if is_asked]:
         raise ValueError(
-            f"{wrong[0]} cannot work: {config.model.name!r} is an encoder-decoder, which is served on one device, as it is, by "
-            "executor.kind=local; leave it out"
+            f"{wrong[0]} cannot work: layers of {config.model.name!r} attend to what an encoder gave, and such a model is "
+            "served on one device, as it is, by executor.kind=local; leave it out"
         )
     return replace(config, cache=replace(config.cache, prefix_caching=False))
 
@@ -241,7 +241,7 @@ def settle_diffusion(config: EngineConfig, model: ModelInfo) -> EngineConfig:
     """The config with what a model of block diffusion settles: each step waits for the tokens of the one before, and a prefix is
     shared where blocks hold whole canvases, whose tokens depend on no later ones. Raises ValueError for what such a model cannot
     have, and for ``diffusion`` of another model."""
-    name, diffusion = config.model.name, None if model.architecture is None else model.architecture.diffusion
+    name, diffusion = config.model.name, model.diffusion
     if diffusion is None:
         for field, default in vars(DiffusionConfig()).items():
             if (found := getattr(config.diffusion, field)) != default:
@@ -267,7 +267,15 @@ def settle_diffusion(config: EngineConfig, model: ModelInfo) -> EngineConfig:
             f"cannot work: {name!r} denoises {size} tokens of a request at a time; set {size} or more"
         )
     why = None
-    if diffusion.causal_prompt:
+    if diffusion.redraws is not None:
+        default = DiffusionConfig().threshold
+        require(
+            config.diffusion.threshold == default,
+            "diffusion.threshold",
+            config.diffusion.threshold,
+            f"left out: {name!r} goes by entropies, which its generation_config.json bounds",
+        )
+    elif diffusion.causal_prompt:
         why = f"{name!r} sees of a token in a prompt something else than of the same token in an output (block_causal_prompt=false)"
     elif cache.block_size % size:
         why = (
@@ -279,16 +287,27 @@ def settle_diffusion(config: EngineConfig, model: ModelInfo) -> EngineConfig:
     return replace(config, cache=replace(cache, prefix_caching=shares), scheduler=replace(scheduler, in_flight_steps=1))
 
 
-def _denoising(config: EngineConfig, model: ModelInfo) -> Denoising | None:
+def with_passes(config: EngineConfig, model: ModelInfo) -> ModelInfo:
+    """The model with ``diffusion.max_passes`` in place of what its generation_config.json says, where it draws canvases anew."""
+    diffusion, asked = model.diffusion, config.diffusion.max_passes
+    if diffusion is None or diffusion.redraws is None or not asked:
+        return model
+    return replace(model, diffusion=replace(diffusion, redraws=replace(diffusion.redraws, max_passes=asked)))
+
+
+def _denoising(config: EngineConfig, model: ModelInfo, vocab_size: int) -> Denoising | None:
     """None for a model that generates token by token."""
-    if model.architecture is None or (diffusion := model.architecture.diffusion) is None:
+    if (diffusion := model.diffusion) is None:
         return None
+    if (redraws := diffusion.redraws) is not None:
+        return Redrawing(diffusion.canvas_size, vocab_size, redraws)
+    assert diffusion.mask_token_id is not None, "what is settled stands among masks"
     return Denoising(diffusion.canvas_size, diffusion.mask_token_id, config.diffusion)
 
 
 def encoder_prompts(model: ModelInfo) -> EncoderPrompts | None:
-    """None for a model without an encoder."""
-    if (encoding := model.encoding) is None:
+    """None for a model that is no encoder-decoder."""
+    if (encoding := model.encoding) is None or encoding.max_images is not None:
         return None
     sound = None
     if encoding.speech is not None:
@@ -366,8 +385,9 @@ def input_processor(config: ModelConfig, model: ModelInfo, engine: EngineConfig 
     prompts, refusal = _image_prompts(model, tokenizer, engine)
     has_logits = engine is None or EXECUTORS[engine.executor.kind].has_device
     most = config.max_logprobs if has_logits else None
-    mask = None if model.architecture is None or (found := model.architecture.diffusion) is None else found.mask_token_id
-    return InputProcessor(tokenizer, generation, eos, most, images, prompts, refusal, encoder_prompts(model), mask)
+    mask = None if model.diffusion is None else model.diffusion.mask_token_id
+    rules = encoder_prompts(model), model.diffusion is not None, mask
+    return InputProcessor(tokenizer, generation, eos, most, images, prompts, refusal, *rules)
 
 
 def _image_prompts(model: ModelInfo, tokenizer: Any, engine: EngineConfig | None) -> tuple[ImagePrompts | None, str]:
@@ -381,7 +401,10 @@ def _image_prompts(model: ModelInfo, tokenizer: Any, engine: EngineConfig | None
     if model.folder is None or tokenizer is None:
         return None, "the model has no folder with a processor and a tokenizer; give one that has (model.name)"
     try:
-        most = engine.model.limit_mm_per_prompt.get("image")
-        return ImagePrompts(model.folder, model.config, tokenizer, **asdict(model.vision), most=most), ""
+        most, given, views = engine.model.limit_mm_per_prompt.get("image"), asdict(model.vision), None
+        tile, _ = given.pop("tile"), given.pop("max_tiles")
+        if model.encoding is not None:
+            most, views = model.encoding.max_images, ImageViews(tile, engine.cache.block_size)
+        return ImagePrompts(model.folder, model.config, tokenizer, **given, views=views, most=most), ""
     except ValueError as error:
         return None, str(error)

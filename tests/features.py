@@ -7,7 +7,7 @@ from itertools import combinations
 
 FEATURES = {
     "images": "images in prompts",
-    "encoder": "encoder-decoders",
+    "encoder": "cross attention to an encoder",
     "states": "recurrent states",
     "diffusion": "block diffusion",
     "pooling": "models that pool",
@@ -31,7 +31,6 @@ PAIRS: list[Pair] = list(combinations(FEATURES, 2))
 """In the order of FEATURES, the first before the second."""
 _NO_TOKENS = "pools.* generates nothing"
 REFUSED: dict[Pair, str] = {
-    ("images", "encoder"): "mllama",
     ("images", "pooling"): "multi_modal_data",
     ("images", "pp"): "parallel.pp=2",
     ("images", "sim"): "executor.kind=simulated",
@@ -86,7 +85,9 @@ OFF: dict[Pair, str] = {
 """Pairs of which one is left out on a CPU, and which: what comes out is the same. Decodes are not recorded with the first seven,
 a step of a beam is one token, and a prompt whose log-probabilities are wanted is computed."""
 NONE: dict[Pair, str] = {
-    pair: "no model has both" for pair in combinations(("images", "encoder", "states", "diffusion"), 2) if pair not in REFUSED
+    pair: "no model has both"
+    for pair in combinations(("images", "encoder", "states", "diffusion"), 2)
+    if pair not in REFUSED and pair != ("images", "encoder")
 }
 """Pairs that there is nothing to ask for."""
 

@@ -116,11 +116,18 @@ _LOAD = "framework/study/load/"
 _ACCEPTANCE = "framework/worker/acceptance.py"
 _BATCHES = "framework/worker/batches.py"
 _ENCODING = "framework/engine/encoding.py"
+_ENCODED_ROWS = "framework/worker/encoded_rows.py"
+_ENCODER_RUNNER = "framework/worker/encoding.py"
+_IMAGE_ENCODER = "framework/models/image_encoder.py"
 _SPEECH = "framework/engine/speech.py"
 _SOUND = "framework/engine/sound.py"
 _LOCAL_EXECUTOR = "framework/worker/local_executor.py"
 _DENOISING = "framework/engine/diffusion.py"
 _DIFFUSION = "framework/models/families/diffusion.py"
+_REDRAWING = "framework/engine/redrawing.py"
+_CANVASES = "framework/worker/canvases.py"
+_DIFFUSION_GEMMA = "framework/models/diffusion_gemma.py"
+_REDRAWS = "framework/models/redraws.py"
 _HEAD = "framework/worker/drafting/head.py"
 _CHAIN = "framework/worker/drafting/chain.py"
 _CHAIN_GRAPHS = "framework/worker/drafting/chain_graphs.py"
@@ -137,6 +144,7 @@ _FAMILIES = "framework/models/families/"
 _CACHE_MEMORY = "framework/engine/kv_cache/memory.py"
 _MIXERS = "framework/models/layers/mixers.py"
 _ATTENTION = "framework/models/layers/attention.py"
+_BINDER = "framework/models/binding/binder.py"
 _VERIFY_DRAFT = "triton_kernels/impls/verify_draft/torch.py"
 _REPEATING = "experiments/repeating.py"
 _SWEEP_FOLDER = "experiments/sweep_folder.py"
@@ -209,8 +217,10 @@ _COGVLM_TESTS = ["tests/framework/multimodal/test_cogvlm.py"]
 _PHI3_TESTS = ["tests/framework/multimodal/test_phi3_v.py"]
 _STATE_TESTS = ["tests/framework/worker/test_states.py"]
 _DIFFUSION_TESTS = ["tests/models/test_block_diffusion.py"]
+_REDRAWING_TESTS = ["tests/models/test_diffusion_gemma.py"]
 _LORA_EXACTNESS = "tests/test_lora_exactness.py"
 _ENCODING_TESTS = "tests/models/test_encoder_decoders.py"
+_MLLAMA_TESTS = "tests/framework/multimodal/test_mllama.py"
 _SOUND_TESTS = "tests/framework/server/test_transcriptions.py"
 
 TESTS: dict[str, list[str]] = {
@@ -226,6 +236,7 @@ TESTS: dict[str, list[str]] = {
     **dict.fromkeys(
         (_IMAGE_PIPELINE, *(f"{_IMAGE_GENERATION}{name}.py" for name in ("index", "attention", "load"))), _PIPELINE_TESTS
     ),
+    **{key: [_MLLAMA_TESTS] for key in (_ENCODED_ROWS, _ENCODER_RUNNER, _IMAGE_ENCODER, _BINDER)},
     **dict.fromkeys((_TOWER, _TILES), _INTERNVL_TESTS),
     **dict.fromkeys((_PHI3_TOWER, _CROPS), _PHI3_TESTS),
     **dict.fromkeys((_SQUARES, _COGVLM_TOWER, _VISUAL_EXPERTS, _VISION, _MODEL_LOAD), _COGVLM_TESTS),
@@ -235,12 +246,12 @@ TESTS: dict[str, list[str]] = {
     _SHAPE: ["tests/framework/executor/test_kv_blocks.py"],
     _LIBRARY_MODEL: ["tests/framework/models/test_transformers_backend.py"],
     _ENCODERS: _POOLING_TESTS,
-    _SCHEDULER: [*_ENGINE_TESTS, *_TOKEN_TESTS, *_DRAFT_TESTS],
+    _SCHEDULER: [*_ENGINE_TESTS, *_TOKEN_TESTS, *_DRAFT_TESTS, _MLLAMA_TESTS],
     _DEPTH: ["tests/framework/speculation/test_depth.py"],
     _SPECULATION: ["tests/framework/engine/test_speculation.py", *_ENGINE_TESTS, *_DRAFT_TESTS],
     _SCHEDULED: _ENGINE_TESTS,
     _REQUEST: _ENGINE_TESTS,
-    _ENGINE: [*_ENGINE_TESTS, *_TEXT_TESTS, *_TOKEN_TESTS, _ENCODING_TESTS],
+    _ENGINE: [*_ENGINE_TESTS, *_TEXT_TESTS, *_TOKEN_TESTS, _ENCODING_TESTS, _MLLAMA_TESTS],
     _INPUTS: [*_ENGINE_TESTS, *_TEXT_TESTS, _ENCODING_TESTS],
     _MANAGER: [*_BLOCK_TESTS, *_ENGINE_TESTS, *_TOKEN_TESTS, *_DRAFT_TESTS],
     _SNAPSHOTS: _BLOCK_TESTS,
@@ -249,13 +260,15 @@ TESTS: dict[str, list[str]] = {
     _RUNNER: [*_STATE_TESTS, *_LORA_TESTS, *_TOKEN_TESTS, *_DRAFT_TESTS],
     _ROWS: [*_LORA_TESTS, *_TOKEN_TESTS, *_DRAFT_TESTS, "tests/distributed/test_tokens.py"],
     **{file: [*_TOKEN_TESTS, *_DRAFT_TESTS] for file in (_SAMPLER, _SEAT_PARAMS)},
-    _PENALTIES: ["tests/framework/worker/test_bad_words.py", *_TOKEN_TESTS, *_DRAFT_TESTS, _ENCODING_TESTS],
+    _PENALTIES: ["tests/framework/worker/test_bad_words.py", *_TOKEN_TESTS, *_DRAFT_TESTS, _ENCODING_TESTS, _MLLAMA_TESTS],
     _CACHE_MEMORY: _STATE_TESTS,
-    **{key: [_SOUND_TESTS] for key in (_ENCODING, _SPEECH, _SOUND)},
+    **{key: [_SOUND_TESTS, _MLLAMA_TESTS] for key in (_ENCODING, _SPEECH, _SOUND)},
     _LOCAL_EXECUTOR: [_ENCODING_TESTS],
     **dict.fromkeys((_DENOISING, _DIFFUSION), _DIFFUSION_TESTS),
-    **{file: ["tests/models/test_families.py::test_logits[None-qwen3-next]"] for file in (_MIXERS, _ATTENTION)},
-    _BATCHES: [*_STATE_TESTS, *_LORA_TESTS, *_TOKEN_TESTS, *_DRAFT_TESTS, _ENCODING_TESTS],
+    _MIXERS: ["tests/models/test_families.py::test_logits[None-qwen3-next]"],
+    _ATTENTION: ["tests/models/test_families.py::test_logits[None-qwen3-next]", _MLLAMA_TESTS],
+    _BATCHES: [*_STATE_TESTS, *_LORA_TESTS, *_TOKEN_TESTS, *_DRAFT_TESTS, _ENCODING_TESTS, _MLLAMA_TESTS],
+    **dict.fromkeys((_REDRAWING, _CANVASES, _DIFFUSION_GEMMA, _REDRAWS), _REDRAWING_TESTS),
     **dict.fromkeys((_ACCEPTANCE, _HEAD, _CHAIN, _CHAIN_GRAPHS, _DRAFT_CACHE, _STEP_ROWS), _DRAFT_TESTS),
     _SUFFIX: ["tests/framework/speculation/test_suffix.py"],
     _DECODER: ["tests/framework/models/drafts/test_shipped.py", "tests/distributed/test_tokens.py", *_COGVLM_TESTS],
@@ -303,7 +316,7 @@ TESTS: dict[str, list[str]] = {
     _PROCESS: [*_PROCESS_TESTS, "tests/framework/structured/test_processes.py", "tests/distributed/test_faults.py"],
     _SAMPLE_C: ["tests/triton_kernels/test_sampling_ops.py", "tests/triton_kernels/test_conformance.py"],
     _RECORDING: _RECORDING_TESTS,
-    _GRAPHS: [*_STATE_TESTS, *_LORA_TESTS, *_RECORDING_TESTS, *_DRAFT_TESTS, _LORA_EXACTNESS, _ENCODING_TESTS],
+    _GRAPHS: [*_STATE_TESTS, *_LORA_TESTS, *_RECORDING_TESTS, *_DRAFT_TESTS, _LORA_EXACTNESS, _ENCODING_TESTS, _MLLAMA_TESTS],
     **{file: [*_LORA_TESTS, "tests/framework/models/lora/test_logits.py"] for file in (_LORA_SLOTS, _LORA_LAYERS)},
     _ADAPTER_HOST: _LORA_TESTS,
     _DEVICES: _RECORDING_TESTS,
@@ -1674,6 +1687,33 @@ MUTANTS = [
         "LLaDA2 chooses experts without their bias", _DIFFUSION, '"bias": config["moe_router_enable_expert_bias"]', '"bias": False'
     ),
     Mutant("queries and keys of LLaDA2 have no norms", _DIFFUSION, '    qk_norm="head",\n', ""),
+    Mutant("the least sure tokens are taken", _REDRAWING, "np.argsort(entropy,", "np.argsort(-entropy,"),
+    Mutant("the largest entropy counts", _REDRAWING, "sums - entropy[surest] <=", "sums <="),
+    Mutant("a stable canvas is done, sure or not", _REDRAWING, "(is_stable and entropy.mean()", "(is_stable or entropy.mean()"),
+    Mutant("one stable pass will do", _REDRAWING, "deque(maxlen=self._redraws.num_stable)", "deque(maxlen=1)"),
+    Mutant("what is not taken stays", _REDRAWING, "canvas.tokens = self._random(request, canvas.num_passes)", ""),
+    Mutant("all requests have one random canvas", _REDRAWING, "key=request.params.seed & _SEED_BITS", "key=0"),
+    Mutant("a canvas may be cut", _REDRAWING, "min(count, request.num_tokens - first)", "count"),
+    Mutant("tokens of no number are taken", _REDRAWING, "if FAILED_ROW in found:", "if False:"),
+    Mutant("a new canvas reads what was said of the last", _CANVASES, ", 0).flatten(0, 1)", ", 1).flatten(0, 1)"),
+    Mutant(
+        "a new request goes on with its seat's passes",
+        _CANVASES,
+        "        self._starts[[new.seat for new in step.new]] = -1\n",
+        "        pass\n",
+    ),
+    Mutant("all passes are drawn alike", _CANVASES, "<< _PASS_BITS", "& 0"),
+    Mutant("a window is narrower for canvases", _CANVASES, "- (window - 1), 0)", "- window + 2, 0)"),
+    Mutant("canvases see all in every layer", _CANVASES, "if not first.any():", "if True:"),
+    Mutant("canvases have the factors of known tokens", _DIFFUSION_GEMMA, "redrawn.expand(", "known.expand("),
+    Mutant(
+        "logits have no cap",
+        _DIFFUSION_GEMMA,
+        "torch.tanh(self._head(hidden).float() / self._softcap)",
+        "(self._head(hidden).float() / self._softcap)",
+    ),
+    Mutant("what is said is not scaled", _DIFFUSION_GEMMA, " * embed.embed_scale.to(self.dtype)", ""),
+    Mutant("weights that are not shared are passed over", _REDRAWS, 'config.get("tie_word_embeddings") is False', "False"),
     Mutant("rows of prefixes are in no plan", _CACHE_MEMORY, "max_num_seqs + config.cache.state_snapshots", "max_num_seqs"),
     Mutant("a prefix is found without its states", _MANAGER, "shorter = snapshots.longest(hashes, limit)", "shorter = limit"),
     Mutant("a request starts from the first states", _MANAGER, "block_hashes[num_hit - 1]) if", "block_hashes[0]) if"),
@@ -1686,6 +1726,21 @@ MUTANTS = [
         _SNAPSHOTS,
         "self._blank += [row for _, _, row in self._making.pop(request, ())]",
         "self._making.pop(request, ())",
+    ),
+    Mutant(
+        "a reset remembers what prompts came", _SNAPSHOTS, "self._kept.clear()\n        self._seen.clear()", "self._kept.clear()"
+    ),
+    Mutant(
+        "windows do not reach back from where states are kept",
+        _MANAGER,
+        "settled, limit = settled and shorter == limit, shorter\n        blocks",
+        "limit = shorter\n        blocks",
+    ),
+    Mutant(
+        "states of a step move from one row",
+        _RUNNER,
+        "            for layer in self._states:",
+        "            src = src[:1].expand(len(src)).contiguous()\n            for layer in self._states:",
     ),
     Mutant("states that are read are not used", _SNAPSHOTS, "        self._kept.move_to_end(key)\n", ""),
     Mutant("states are kept where no prompts part", _SNAPSHOTS, "sorted({seen, len(hashes)})", "[len(hashes)]"),
@@ -1724,8 +1779,31 @@ MUTANTS = [
     Mutant(
         "as much is seen of an encoder as of the prompt",
         _BATCHES,
-        "metas(encoded, tensors[-2], tensors[-1],",
-        "metas(rows.lengths, lengths_all, lengths_prefill,",
+        "lens = seen.lengths, seen_lens, seen_lens_prefill",
+        "lens = rows.lengths, lengths_all, lengths_prefill",
+    ),
+    Mutant("tokens before an image have an MLP of it", _BATCHES, "blind=blind_tokens if blind.any() else None", "blind=None"),
+    Mutant("recorded tokens without an image have an MLP of it", _GRAPHS, "blind = (encoded == 0)", "blind = (encoded < 0)"),
+    Mutant("prompts see what generated tokens see", _ENCODED_ROWS, "first >= own[-1].first", "True"),
+    Mutant("every token sees the first blocks", _ENCODED_ROWS, "if not self.starts.any():", "if True:"),
+    Mutant("decodes that see several images are one row", _ENCODED_ROWS, "(row < num_decodes).sum()", "num_decodes"),
+    Mutant("an image overwrites the one beside it", _ENCODER_RUNNER, "* (last.start == view.start)", "* 0"),
+    Mutant(
+        "images begin within blocks", _ENCODING, "start += -(-length // self._block_size) * self._block_size", "start += length"
+    ),
+    Mutant("images apart are seen as if side by side", _ENCODING, "or image.start != sides[-1][-1].end", ""),
+    Mutant("padding of tiles is seen", _IMAGE_ENCODER, "[0, 0, :tiles]", "[0, 0]"),
+    Mutant("keys of images have no norm", _ATTENTION, "k = self.k_norm(k)", "pass"),
+    Mutant("gates are open", _BINDER, "self.weights.weight(parts[name]).tanh()", "self.weights.weight(parts[name])"),
+    Mutant(
+        "no prompt has a token without a logit",
+        _ENGINE,
+        "placeholder, encoder_input = prompts.token_id,",
+        "placeholder, encoder_input = None,",
+    ),
+    Mutant("tokens without a logit are penalized", _PENALTIES, "[token for token in prompt if token < self._vocab_size]", "prompt"),
+    Mutant(
+        "images that layers attend to are not counted", _SCHEDULER, "self.images.count(len(request.encoder_input.images))", "pass"
     ),
     Mutant("what was said before follows the start", _ENCODING, "{first, self.speech.previous}", "{first}"),
     Mutant("a language is never heard", _SPEECH, "begin[1:2] = [None]", "pass"),

@@ -16,6 +16,8 @@ from framework.engine.kv_cache.prefix import ExtraKeys
 from framework.outputs import CompletionOutput, RequestOutput
 from framework.speculation.config import SpeculativeConfig
 
+from .framework.engines import run
+
 Job = tuple[list[int], SamplingParams]
 SHARED_PREFIX = random.Random(0).choices(range(300, 2000), k=40)
 METHODS: dict[str, dict[str, Any]] = {
@@ -132,21 +134,6 @@ def some_jobs(rng: random.Random, count: int = 5, has_text: bool = True) -> list
     return jobs
 
 
-def serve(engine: Engine, jobs: list[Job], together: bool = True) -> list[RequestOutput]:
-    done: dict[str, RequestOutput] = {}
-
-    def finish() -> None:
-        while engine.has_unfinished():
-            done.update({output.request_id: output for output in engine.step() if output.finished})
-
-    for index, (prompt, params) in enumerate(jobs):
-        engine.add_request(str(index), list(prompt), replace(params))
-        if not together:
-            finish()
-    finish()
-    return [done[str(index)] for index in range(len(jobs))]
-
-
 def check_equal(found: list[RequestOutput], expected: list[RequestOutput]) -> None:
     """Everything that a request tells, but for times and what was cached; log-probabilities to the error of float32 sums."""
     for index, (a, b) in enumerate(zip(found, expected, strict=True)):
@@ -189,7 +176,7 @@ def check_mix(seed: int, plain: Engine, model: ModelConfig | None = None, shares
     be shared, and drafts taken back; where layers keep states, prefixes are whose states are kept, and drafts never."""
     rng = random.Random(seed)
     jobs = some_jobs(rng, has_text=model is None)
-    expected = serve(plain, jobs, together=False)
+    expected = run(plain, jobs, together=False)
     Oracle.comes = comes(jobs, expected)
     method, k = rng.choice(list(METHODS) if model is None else ["oracle", "ngram", "suffix"]), rng.choice([1, 3, 7])
     k = min(k, 4) if method == "medusa" else k  # so many heads
@@ -202,7 +189,7 @@ def check_mix(seed: int, plain: Engine, model: ModelConfig | None = None, shares
     cache.state_snapshots = 0 if shares else rng.choice([0, 1, 5])
     drafting = {**METHODS[method], "num_speculative_tokens": k} if shares else None
     engine = make_engine(drafting, cache, scheduler, model=model)
-    check_equal(serve(engine, jobs), expected)
+    check_equal(run(engine, jobs), expected)
     assert engine.manager.pool.num_free == engine.manager.pool.num_blocks - 1
     stats = engine.stats()
     accepted = sum(stats.drafts.accepted)

@@ -21,6 +21,7 @@ from framework.outputs import RequestOutput
 from framework.speculation.config import SpeculativeConfig
 
 from . import speculating
+from .framework.engines import run, tokens
 
 Job = tuple[tuple[int, ...], SamplingParams]
 REFERENCE = {"default": "reference"}
@@ -39,25 +40,6 @@ def engine(
     model = ModelConfig("tiny", dtype="float32", max_model_len=160, max_logprobs=-1)
     weights = QuantConfig(quant, group_size=64)
     return build_engine(EngineConfig(model, cache, scheduler, quant=weights, kernels=dict(kernels), num_threads=1))
-
-
-def run(running: Engine, jobs: list[Job], together: bool = True) -> list[RequestOutput]:
-    done: dict[str, RequestOutput] = {}
-
-    def finish() -> None:
-        while running.has_unfinished():
-            done.update({output.request_id: output for output in running.step() if output.finished})
-
-    for index, (prompt, params) in enumerate(jobs):
-        running.add_request(str(index), list(prompt), params)
-        if not together:
-            finish()
-    finish()
-    return [done[str(index)] for index in range(len(jobs))]
-
-
-def tokens(outputs: list[RequestOutput]) -> list[list[list[int]]]:
-    return [[completion.token_ids for completion in output.outputs] for output in outputs]
 
 
 @functools.cache
@@ -377,11 +359,11 @@ def test_speculation_on_the_host_knows_all_tokens_and_is_heard(in_flight_steps: 
     jobs = [
         ([*SHARED_PREFIX[:20], i], SamplingParams(temperature=0.5 * i, seed=i, max_tokens=30, ignore_eos=True)) for i in range(3)
     ]
-    expected = speculating.serve(without_speculation(), jobs, together=False)
+    expected = run(without_speculation(), jobs, together=False)
     speculating.Oracle.comes = speculating.comes(jobs, expected)
     method = {"method": "tests.speculating:Prophet", "num_speculative_tokens": 4}
     running = speculating.make_engine(method, scheduler=SchedulerConfig(in_flight_steps=in_flight_steps))
-    speculating.check_equal(speculating.serve(running, jobs), expected)
+    speculating.check_equal(run(running, jobs), expected)
     drafts = running.stats().drafts
     assert drafts.accepted == drafts.drafts == (18, 18, 18, 15), "five tokens a step, and the last steps have three drafts"
 
@@ -389,7 +371,7 @@ def test_speculation_on_the_host_knows_all_tokens_and_is_heard(in_flight_steps: 
 def test_speculation_by_a_broken_proposer_harms_nobody(caplog: pytest.LogCaptureFixture) -> None:
     jobs = [(list(SHARED_PREFIX[:9]), SamplingParams(temperature=0.5, seed=i, max_tokens=12, ignore_eos=True)) for i in range(2)]
     running = speculating.make_engine({"method": "tests.speculating:Broken", "num_speculative_tokens": 3})
-    speculating.check_equal(speculating.serve(running, jobs), speculating.serve(without_speculation(), jobs, together=False))
+    speculating.check_equal(run(running, jobs), run(without_speculation(), jobs, together=False))
     assert not sum(running.stats().drafts.drafts)
     errors = [record.message for record in caplog.records if record.levelname == "ERROR"]  # others may have asked for more
     assert errors == ["Broken proposes nothing for a request"]
@@ -404,7 +386,7 @@ def test_speculation_by_the_model_itself_is_always_right(kernels: str, in_flight
     jobs = list(zip(prompts, params))
     method = {"method": "draft_model", "model": "tiny", "num_speculative_tokens": 3}
     running = speculating.make_engine(method, scheduler=SchedulerConfig(in_flight_steps=in_flight_steps), kernels=kernels)
-    speculating.check_equal(speculating.serve(running, jobs), speculating.serve(without_speculation(kernels), jobs, together=False))
+    speculating.check_equal(run(running, jobs), run(without_speculation(kernels), jobs, together=False))
     found = running.stats().drafts
     assert found.accepted == found.drafts and sum(found.drafts) == 4 * 8 * 3
 

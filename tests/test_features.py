@@ -15,6 +15,7 @@ import transformers
 
 from framework import LLM, EngineConfig, LoRARequest, PoolingParams, SamplingParams, StructuredOutputsParams
 from framework.config import CacheConfig, ExecutorConfig, GraphConfig, ModelConfig, ParallelConfig, QuantConfig, SchedulerConfig
+from framework.engine.kv_cache.spec import CrossKV
 from framework.lora_request import LoraConfig
 from framework.server.beams import beam_params
 from framework.server.errors import APIError
@@ -23,7 +24,7 @@ from framework.speculation.config import SpeculativeConfig
 
 from .features import NONE, OFF, PAIRS, REFUSED, Pair, cell, markdown
 from .framework.engines import finish
-from .framework.multimodal.checkpoints import KINDS, picture, tokenizer
+from .framework.multimodal.checkpoints import KINDS, MLLAMA, picture, tokenizer
 from .tiny_adapters import write_tiny_adapter
 
 TEXT = "one two one two one two"
@@ -94,7 +95,7 @@ class Engines:
         stats = llm.engine.stats()
         seen = {
             "images": (images := llm.engine.scheduler.images) is not None and images.num_encoded > 0,
-            "encoder": llm.engine.inputs.encoding is not None,
+            "encoder": any(isinstance(group.spec, CrossKV) for group in llm.engine.executor.groups),
             "states": getattr(llm.engine.executor, "has_states", False),
             "diffusion": stats.num_denoising_passes > before.num_denoising_passes,
             "pooling": llm.engine.pooling is not None,
@@ -117,10 +118,11 @@ class Engines:
 
     def _answer(self, llm: LLM, names: frozenset[str], of: frozenset[str], params: SamplingParams, adapter: Any) -> Answer:
         prompt: Any = TEXT
-        if "encoder" in of:
+        if "encoder" in of and "images" not in of:
             prompt = {"encoder_prompt": TEXT, "decoder_prompt": TEXT}
         if "images" in names:
-            prompt = {"prompt": f"{TEXT}<image> {TEXT}", "multi_modal_data": {"image": picture(1)}}
+            image = (MLLAMA if "encoder" in of else KINDS["llava"]).template
+            prompt = {"prompt": f"{TEXT}{image} {TEXT}", "multi_modal_data": {"image": picture(1)}}
         elif "images" in of:
             prompt = f"{TEXT} {TEXT}"
         if {"pooling", "sim"} <= names:  # without numbers
@@ -192,12 +194,10 @@ class Engines:
             folder = self._folder / "mllama"
         if folder.exists():
             return folder
-        kind = KINDS["llava"]
+        kind = MLLAMA if "encoder" in of else KINDS["llava"]
         config = kind.config()
         if text is not None:
             config.text_config = transformers.AutoConfig.for_model(**{**text, "vocab_size": 320})
-        if "encoder" in of:
-            config = transformers.MllamaConfig()
         config.save_pretrained(folder)
         tokenizer(kind.tokens).save_pretrained(folder)
         for name, content in (("processor_config", kind.processor), ("preprocessor_config", kind.preprocessor)):

@@ -56,20 +56,23 @@ class Denoising:
         """The place behind the canvas that the token after so many stands in."""
         return (num_tokens // self.canvas_size + 1) * self.canvas_size
 
-    def whole(self, count: int) -> int:
-        """As many of ``count`` tokens as are whole canvases."""
+    def fit(self, request: Request, first: int, count: int) -> int:
+        """As many of ``count`` tokens, from the ``first`` that is not computed on, as leave no canvas in parts."""
         return count // self.canvas_size * self.canvas_size
 
     def tokens(self, request: Request, first: int, end: int) -> list[int]:
-        """Those of a request at these places, and masks where nothing is settled."""
+        """Those of a request at these places, and what stands for those that are not settled."""
         known, settled = request.token_ids, request.settled
         found = [known[place] for place in range(first, min(end, len(known)))]
         later = range(max(first, len(known)), end)
         return found + [settled[place].token_id if place in settled else self._mask for place in later]
 
-    def settle(self, request: Request, found: Sequence[int], logprobs: Sequence[TokenLogprobs]) -> list[TokenLogprobs]:
-        """Takes what a pass found for the places behind a request's known tokens: a token each, and what the model says of it.
-        Returns the tokens that are output now, those without a gap; FAILED_ROW alone if a place has none."""
+    def settle(
+        self, request: Request, found: Sequence[int], logprobs: Sequence[TokenLogprobs], entropies: Sequence[float] = ()
+    ) -> list[TokenLogprobs]:
+        """Takes what a pass found for the places behind a request's known tokens: a token each, and what the model says of it, or,
+        where it draws canvases anew, of its most probable one, and the entropy. Returns the tokens that are output now, those
+        without a gap; FAILED_ROW alone if a place has none."""
         start, settled = len(request.token_ids), request.settled
         masked = [index for index in range(len(found)) if start + index not in settled]
         if any(found[index] == FAILED_ROW for index in masked):

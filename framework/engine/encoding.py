@@ -1,27 +1,69 @@
-"""What the encoder of an encoder-decoder reads, and how prompts tell it."""
+"""What encoders read whose output layers attend to, and how prompts of encoder-decoders tell it."""
 
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from ..multimodal.items import ImageItem
     from .sound import SoundFeatures
     from .speech import Speech
 
 
+class View(NamedTuple):
+    """What the tokens from ``first`` on see of images: ``length`` vectors from the place ``start`` on, where a block begins."""
+
+    first: int
+    start: int
+    length: int
+
+
 @dataclass(frozen=True, slots=True)
 class EncoderInput:
-    """One request's: ``token_ids``, or ``features`` of sound, float32 [bins, frames]. num_tokens: as many vectors the encoder
-    gives, whose keys and values the cache holds as long as the request runs."""
+    """One request's: ``token_ids``, or ``features`` of sound, float32 [bins, frames], or ``images``. num_tokens: as many vectors
+    the encoder gives, whose keys and values the cache holds as long as the request runs; of images with the room between them.
+    views: one of each image, with whose own vectors it ends; that of the last begins at 0. Tokens before the first see nothing."""
 
     num_tokens: int
     token_ids: list[int] | None = None
     features: np.ndarray | None = None
+    images: tuple[ImageItem, ...] = ()
+    views: tuple[View, ...] = ()
+
+    @property
+    def num_seen(self) -> int:
+        """Of the vectors, those that generated tokens see: the first."""
+        return self.views[-1].length if self.views else self.num_tokens
+
+
+class ImageViews:
+    """How tokens see the images of a prompt, in layers that attend to them: each sees the last image that it comes behind, or
+    stands for, and those that stand side by side before that. tile: vectors of one; block_size: of the cache."""
+
+    def __init__(self, tile: int, block_size: int) -> None:
+        self._tile, self._block_size = tile, block_size
+
+    def encoder_input(self, images: Sequence[ImageItem]) -> EncoderInput | None:
+        """None without images. What generated tokens see is placed first, so that they know no start."""
+        sides: list[list[ImageItem]] = []
+        for image in images:
+            if not sides or image.start != sides[-1][-1].end:
+                sides.append([])
+            sides[-1].append(image)
+        views, start, num_tokens = [], 0, 0
+        for side in (*sides[-1:], *sides[:-1]):
+            length = 0
+            for image in side:
+                length += self._tile * int(image.inputs["aspect_ratio_mask"].sum())
+                views.append(View(image.start, start, length))
+            num_tokens = start + length
+            start += -(-length // self._block_size) * self._block_size
+        return EncoderInput(num_tokens, images=tuple(images), views=tuple(sorted(views))) if views else None
 
 
 class EncoderPrompts:

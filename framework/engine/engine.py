@@ -107,7 +107,11 @@ class Engine(AdapterMethods):
         complete, pooling = self._complete(params, output_kind)
         if complete.seed is None:
             complete.seed = request_seed(self.config.seed, self.num_added)
-        check_tokens(given.token_ids, complete, self.executor.vocab_size)
+        placeholder, encoder_input = None, given.encoder_input
+        if (prompts := self.inputs.image_prompts) is not None and prompts.views is not None:
+            placeholder, encoder_input = prompts.token_id, prompts.views.encoder_input(given.images)
+            given = replace(given, images=())
+        check_tokens(given.token_ids, complete, self.executor.vocab_size, placeholder)
         self.inputs.check_masks(given.token_ids)
         structured = complete.structured_outputs is not None
         if structured and self._matchers is None:
@@ -117,7 +121,6 @@ class Engine(AdapterMethods):
             )
         if self.pooling is not None and pooling is not None:
             given = self.pooling.admit(given, pooling, self.executor.max_model_len)
-        encoder_input = given.encoder_input
         if encoder_input is None and self.inputs.encoding is not None:
             raise ValueError("the model is an encoder-decoder, and the prompt has nothing that its encoder reads (encoder_prompt)")
         if encoder_input is not None and encoder_input.token_ids is not None:

@@ -82,7 +82,8 @@ class InputProcessor:
     images         of a model that embeds images; None: it does not
     image_prompts  of a model that reads images among text; None: it does not, and no_images says why
     encoding       of an encoder-decoder; None: it is none
-    mask_token_id  of a model of block diffusion; None: it is none
+    denoises       the model generates by block diffusion
+    mask_token_id  what stands for tokens that are not settled there; None: random ones
     """
 
     def __init__(
@@ -95,18 +96,19 @@ class InputProcessor:
         image_prompts: ImagePrompts | None = None,
         no_images: str = "the model reads text alone",
         encoding: EncoderPrompts | None = None,
+        denoises: bool = False,
         mask_token_id: int | None = None,
     ) -> None:
         self.tokenizer, self._generation, self.max_logprobs, self.images = tokenizer, generation, max_logprobs, images
         self.image_prompts, self.no_images, self.encoding = image_prompts, no_images, encoding
-        self.mask_token_id = mask_token_id
+        self.denoises, self.mask_token_id = denoises, mask_token_id
         self.eos_token_ids = frozenset(eos_token_ids)
         self._never, self._never_first = (_suppressed(generation, name) for name in ("suppress_tokens", "begin_suppress_tokens"))
 
     def default_params(self) -> SamplingParams:
         """What the generation config recommends, over the defaults of SamplingParams."""
         given = {k: v for k, v in self._generation.items() if k in _GENERATION_DEFAULTS and v is not None}
-        if self.mask_token_id is not None:
+        if self.denoises:
             given = {name: value for name, value in given.items() if name not in _IN_ORDER}
         if self.max_new_tokens is not None:
             given["max_tokens"] = self.max_new_tokens
@@ -359,7 +361,7 @@ class InputProcessor:
 
     def _check_denoises(self, params: SamplingParams) -> None:
         """Raises ValueError for what needs tokens to come one after the other, where they do not."""
-        if self.mask_token_id is None:
+        if not self.denoises:
             return
         for name in _IN_ORDER:
             if (asked := getattr(params, name)) not in (None, getattr(SamplingParams, name, None), [], ()):
@@ -380,7 +382,7 @@ class InputProcessor:
 
     def check_beams(self) -> None:
         """Raises ValueError where beam search cannot work."""
-        if self.mask_token_id is not None:
+        if self.denoises:
             raise ValueError(
                 "beam search cannot work: the model generates by block diffusion, which says what a token is, not what is next; "
                 "use generate"
@@ -416,10 +418,10 @@ def check_priority(priority: object) -> int:
     return int(priority)
 
 
-def check_tokens(prompt: list[int], params: SamplingParams, vocab_size: int) -> None:
+def check_tokens(prompt: list[int], params: SamplingParams, vocab_size: int, placeholder: int | None = None) -> None:
     """Raises ValueError for token ids that the model has not. Bad words with such are left out: a tokenizer may know tokens that
-    the model has not, and never generates."""
-    check_prompt_tokens(prompt, vocab_size)
+    the model has not, and never generates. placeholder: of images, where it has no logit."""
+    check_prompt_tokens(prompt, vocab_size, placeholder)
     for name in ("stop_token_ids", "allowed_token_ids", "logit_bias"):
         if wrong := [token for token in getattr(params, name) or () if token >= vocab_size]:
             raise ValueError(f"SamplingParams: {name} holds token id {wrong[0]}, but the model has ids 0 to {vocab_size - 1}")
@@ -431,12 +433,14 @@ def check_tokens(prompt: list[int], params: SamplingParams, vocab_size: int) -> 
     params.first_banned_token_ids = [token for token in params.first_banned_token_ids if token < vocab_size]
 
 
-def check_prompt_tokens(prompt: list[int], vocab_size: int) -> None:
+def check_prompt_tokens(prompt: list[int], vocab_size: int, placeholder: int | None = None) -> None:
     """Raises ValueError for a prompt that is empty, or holds token ids that the model has not."""
     if not prompt:
         raise ValueError("the prompt is empty: a request needs at least one token")
     if min(prompt) < 0 or max(prompt) >= vocab_size:
-        wrong = next(token for token in prompt if not 0 <= token < vocab_size)
+        wrong = next((token for token in prompt if not 0 <= token < vocab_size and token != placeholder), None)
+        if wrong is None:
+            return
         raise ValueError(f"the prompt holds token id {wrong}, but the model's ids are 0 to {vocab_size - 1}")
 
 

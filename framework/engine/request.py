@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -27,6 +29,16 @@ class Status(IntEnum):
     RUNNING = 1
     PREEMPTED = 2
     FINISHED = 3
+
+
+@dataclass
+class Canvas:
+    """What stands behind a request's tokens, where each pass draws it anew: its tokens for the next pass, how many passes
+    went over it, and the most probable tokens of the last ones."""
+
+    tokens: list[int]
+    best: deque[list[int]]
+    num_passes: int = 0
 
 
 class Request:
@@ -61,6 +73,7 @@ class Request:
     images          in its prompt, in order
     encoder_input   what an encoder reads of it; None: there is none
     settled         of a model of block diffusion: what stands behind token_ids, with masks between, by its place
+    canvas          of one that draws its canvases anew: the one behind token_ids, as far as passes went over it; None: none did
     sample          where the engine collects the request's output
     """
 
@@ -69,6 +82,7 @@ class Request:
         "arrival_s",
         "block_hashes",
         "blocks",
+        "canvas",
         "capacity",
         "encoder_input",
         "extra_keys",
@@ -122,6 +136,7 @@ class Request:
         self.images: tuple[ImageItem, ...] = ()
         self.encoder_input: EncoderInput | None = None
         self.settled: dict[int, TokenLogprobs] = {}
+        self.canvas: Canvas | None = None
         self.token_ids = list(prompt_token_ids)
         self.num_prompt_tokens = self.num_tokens = len(prompt_token_ids)
         self.max_total = max_total

@@ -132,6 +132,14 @@ class Committed:
         if num_new != 1:
             self.num_new[request] = num_new
 
+    def settle(self, request: Request, new: list[TokenLogprobs]) -> None:
+        """The tokens that a pass over a canvas settled for good, if it did."""
+        if new:
+            self.add(request, request.append([entry.token_id for entry in new]))
+            request.num_tokens = len(request.token_ids)
+            if request.params.logprobs is not None:
+                self.logprobs[request] = new
+
 
 @dataclass
 class SchedulerCounters:

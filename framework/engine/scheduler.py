@@ -17,7 +17,7 @@ from .policies import POLICIES
 from .request import FAILED_ROW, FinishReason, Request, Status
 from .scheduled import Chunk, Committed, ScheduledStep, SchedulerCounters, new_request
 from .speculation import Speculation
-from .step import StepInput, StepOutput, TokenLogprobs
+from .step import StepInput, StepOutput
 from .waiting import WaitingQueue
 
 
@@ -215,7 +215,7 @@ class Scheduler:
                         continue  # until what is in flight is back
                     drafts, room = found
                 count = _until(request.snapshot_ends, computed, min(missing, most)) + len(drafts)
-                if denoising is not None and not (count := denoising.whole(count)):
+                if denoising is not None and not (count := denoising.fit(request, computed, count)):
                     break
                 if self.images is not None and request.images and not (count := self.images.fit(request, computed, count)):
                     continue
@@ -274,7 +274,7 @@ class Scheduler:
             start, missing = hit.num_tokens, num_known - hit.num_tokens
             count = _until(hit.snapshot_ends, start, min(missing, budget, self._max_chunk))
             if self._denoising is not None:
-                count = self._denoising.whole(count)
+                count = self._denoising.fit(request, start, count)
             if images is not None:
                 count = images.fit(request, start, count)
             if not count or (count < missing and not self.config.chunked_prefill):
@@ -285,6 +285,8 @@ class Scheduler:
                 return 0
             self.counters.num_chunked_prefills += count < missing
         self._num_encoded += request.num_encoded
+        if self.images is not None and request.encoder_input is not None:
+            self.images.count(len(request.encoder_input.images))
         request.leader = None
         request.status = Status.RUNNING
         request.num_computed, request.num_proposed = start, 0
@@ -352,6 +354,7 @@ class Scheduler:
         self._release(request)
         request.status = Status.PREEMPTED
         request.num_computed = 0
+        request.canvas = None
         request.num_preemptions += 1
         self.counters.num_preemptions += 1
         request.num_stale_steps = sum(
@@ -404,7 +407,8 @@ class Scheduler:
             end = chunk.end
             if self._denoising is not None:
                 logprobs = [output.logprobs[index] for index in range(first - count, first)]
-                self._settle(request, new, logprobs, committed, self._denoising)
+                entropies = output.entropies[first - count : first]
+                committed.settle(request, self._denoising.settle(request, new, logprobs, entropies))
                 end = request.num_computed
             elif chunk.num_logits:
                 assert 0 <= num_wrong < chunk.num_logits, "a row brings its right drafts and one token more"
@@ -418,16 +422,6 @@ class Scheduler:
             elif self._pools and chunk.end == request.num_prompt_tokens:
                 committed.pooled.append((request, output.pooled.get(row)))
                 self.finish(request, "stop")
-
-    def _settle(
-        self, request: Request, found: list[int], logprobs: list[TokenLogprobs], committed: Committed, denoising: Denoising
-    ) -> None:
-        """What a pass found, for each place behind the known tokens."""
-        if new := denoising.settle(request, found, logprobs):
-            committed.add(request, request.append([entry.token_id for entry in new]))
-            request.num_tokens = len(request.token_ids)
-            if request.params.logprobs is not None:
-                committed.logprobs[request] = new
 
     def _event(self, request: Request, num_computed: int) -> None:
         self.manager.advance(request, num_computed)

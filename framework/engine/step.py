@@ -151,6 +151,7 @@ class StepOutput:
                      that text; it has its place in token_ids all the same
     drafts           per row with logits, what the executor proposes to follow; None: the step asked for no proposals
     pooled           by index into ``StepInput.seats``, for pooling requests whose prompt ended: float32 [D], or [T, D] of tokens
+    entropies        of a model that draws its canvases anew: by index into token_ids, in nats, of what the token was drawn from
     """
 
     step_id: int
@@ -161,11 +162,12 @@ class StepOutput:
     failed: dict[int, str] = field(default_factory=dict)
     drafts: list[list[int]] | None = None
     pooled: dict[int, np.ndarray] = field(default_factory=dict)
+    entropies: list[float] = field(default_factory=list)
 
     def __reduce__(self) -> tuple[Any, ...]:
         accepted = None if self.num_accepted is None else pack(self.num_accepted)
         drafts = None if self.drafts is None else pack_lists(self.drafts)
-        rest = (self.logprobs, self.prompt_logprobs, self.failed, drafts, self.pooled)
+        rest = (self.logprobs, self.prompt_logprobs, self.failed, drafts, self.pooled, self.entropies)
         return _step_output, (self.step_id, pack(self.token_ids), accepted, *rest)
 
 
@@ -226,7 +228,8 @@ def _step_output(
     failed: dict[int, str],
     drafts: tuple[Packed, Packed] | None,
     pooled: dict[int, np.ndarray],
+    entropies: list[float],
 ) -> StepOutput:
     num_accepted = None if accepted is None else unpack(accepted)
     proposed = None if drafts is None else unpack_lists(drafts)
-    return StepOutput(step_id, unpack(tokens), num_accepted, logprobs, prompt_logprobs, failed, proposed, pooled)
+    return StepOutput(step_id, unpack(tokens), num_accepted, logprobs, prompt_logprobs, failed, proposed, pooled, entropies)

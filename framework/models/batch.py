@@ -21,21 +21,26 @@ class GroupBatch:
     decode        the first rows (1 to 8 tokens each), ``num_decode_tokens`` tokens in all; None if there are none
     prefill       the other rows, with cu_q counted from the first of their tokens; None if there are none
     whole         tokens that see those after them, too; None if there are none
+    blind         bool [T, 1]: tokens that see nothing of what an encoder gave, as there is nothing, or it comes later; None: all
+                  see something
     """
 
     slot_mapping: torch.Tensor
     decode: AttentionMeta | None
     prefill: AttentionMeta | None
     whole: WholeTokens | None = None
+    blind: torch.Tensor | None = None
 
 
 @dataclass
 class WholeTokens:
     """Tokens of a step that see each other, whichever comes first, and what is before them: int64 [E], as rows of ``meta`` that end
-    with them."""
+    with them. slots: int64 [pages, page_size], of the pages that the block table of ``meta`` lists, where in the cache their tokens
+    lie; None: it lists those of the cache."""
 
     tokens: torch.Tensor
     meta: AttentionMeta
+    slots: torch.Tensor | None = None
 
 
 @dataclass
@@ -54,6 +59,15 @@ class ImageTokens:
     tokens: torch.Tensor
     embeddings: torch.Tensor
     experts: ExpertTokens | None = None
+
+
+@dataclass
+class CanvasTokens:
+    """Tokens of a step that are drawn anew: int64 [E]; said: [E, H], what the model said of each in the pass before; 0 in the
+    first."""
+
+    tokens: torch.Tensor
+    said: torch.Tensor
 
 
 @dataclass
@@ -81,6 +95,7 @@ class ForwardBatch:
     mixed              int64 [3, M]: time, row and column of such tokens, for the rows behind those of single positions
     lora               adapters of the tokens, and lora_of_logits of those whose logits are wanted; None: none has one
     states             of a model with recurrent layers
+    canvas             of a model that draws its canvases anew; None: the step computes none
     """
 
     token_ids: torch.Tensor
@@ -95,6 +110,7 @@ class ForwardBatch:
     images: ImageTokens | None = None
     mixed: torch.Tensor | None = None
     states: StateBatch | None = None
+    canvas: CanvasTokens | None = None
 
     @property
     def num_tokens(self) -> int:

@@ -10,6 +10,7 @@ import transformers
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from .families.diffusion import LIBRARY_DENOISERS
 from .families.diffusion import REFUSED as REFUSED_DENOISERS
 from .image_generation.index import PIPELINES
 from .native import read_native
@@ -19,6 +20,8 @@ from .read import text_part
 from .transformers_model import refusal
 from .vision import IMAGE_TYPES
 
+_ATTEND_TO_IMAGES = ("mllama", "mllama_text_model")
+"""Types that only generate, as layers of theirs attend to images."""
 Path = Literal["native", "transformers", "diffusers", "refused"]
 
 
@@ -42,7 +45,7 @@ def served_types(every: bool = False) -> Iterator[ServedType]:
     verbosity = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()  # some defaults contradict each other, which is of no interest here
     try:
-        for model_type in sorted({*theirs, *families}):
+        for model_type in sorted({*theirs, *families, *LIBRARY_DENOISERS}):
             path, reason = _path(model_type, model_type in families)
             yield ServedType(model_type, path, reason, _tasks(model_type, path))
     finally:
@@ -56,7 +59,9 @@ def _tasks(model_type: str, path: Path) -> tuple[str, ...]:
         return ("embed",)
     if path != "native":
         return () if path == "refused" else ("generate",)
-    pooled = ("embed", "classify", "score")
+    pooled: tuple[str, ...] = ("embed", "classify", "score")
+    if model_type in _ATTEND_TO_IMAGES:
+        pooled = ()
     if model_type in IMAGE_TYPES:
         return ("generate", "images", *pooled)
     family = find_family(model_type)

@@ -10,7 +10,7 @@ from ..plan import BoundKernel, LayerKV, LoraMeta
 from .batch import ForwardBatch
 from .expert_balancer import ExpertBalancer
 from .layers.angles import MixedAngles
-from .layers.block import Block, HiddenAndResidual, PostNormBlock, PreNormBlock, kept_by
+from .layers.block import Block, CrossBlock, HiddenAndResidual, PostNormBlock, PreNormBlock, kept_by
 from .layers.experts import Lockstep, SpreadExperts
 from .layers.linear import Linear, ReducedEmbedding
 from .layers.mlp import MoeMlp
@@ -32,6 +32,7 @@ class Decoder(PagedModel):
     balancer    moves experts; None: they stay where they are
     mixed_angles  of its tables of angles, where tokens of images have three positions
     visual      what its visual experts look at, if it has some
+    num_unscored  tokens behind the vocabulary that have an embedding, and no logit
     """
 
     def __init__(
@@ -59,15 +60,15 @@ class Decoder(PagedModel):
         lockstep: Lockstep | None = None,
         balancer: ExpertBalancer | None = None,
         mixed_angles: tuple[MixedAngles, ...] = (),
+        num_unscored: int = 0,
         visual: VisualStep | None = None,
     ) -> None:
-        self._cross = [
-            layer.cross for layer in layers if isinstance(layer, PreNormBlock | PostNormBlock) and layer.cross is not None
-        ]
-        super().__init__([kept_by(layer.attention) for layer in layers] + [cross.paged for cross in self._cross])
+        behind = [layer.cross for layer in layers if isinstance(layer, PreNormBlock | PostNormBlock) and layer.cross is not None]
+        self._cross = behind + [layer.attention for layer in layers if isinstance(layer, CrossBlock)]
+        super().__init__([kept_by(layer.attention) for layer in layers] + [cross.paged for cross in behind])
         self.layers, self.dtype, self.vocab_size, self.max_model_len = layers, dtype, vocab_size, max_model_len
         self.hidden_size, self.aux_layers, self._pp, self.lora = hidden_size, tuple[int, ...](), pp, lora
-        self.is_last = pp.rank == pp.size - 1
+        self.is_last, self.num_unscored = pp.rank == pp.size - 1, num_unscored
         self.lockstep, self.balancer = lockstep, balancer
         self._embed, self._embed_scale, self._embed_norm = embed, embed_scale, embed_norm
         self._project_in, self._position_embed, self._token_types = project_in, position_embed, token_types
@@ -112,7 +113,8 @@ class Decoder(PagedModel):
         return x if self._embed_scale is None else x.mul_(self._embed_scale)
 
     def store_encoded(self, encoded: torch.Tensor, caches: Mapping[int, LayerKV], slots: Mapping[int, torch.Tensor]) -> None:
-        """What an encoder gave for a request, [S, H], becomes keys and values of every layer. slots: int64 [S] of each KV group."""
+        """What an encoder gave for a request, [S, H], becomes keys and values of every layer that attends to it. slots: int64 [S]
+        of each KV group."""
         for cross in self._cross:
             cross.store(encoded, caches[cross.paged.layer], slots[cross.paged.group])
 

@@ -1,4 +1,4 @@
-"""What an encoder-decoder's encoder reads, and how its decoder begins."""
+"""What encoders read whose output layers attend to, and how the decoders of encoder-decoders begin."""
 
 from __future__ import annotations
 
@@ -9,22 +9,38 @@ from typing import Any
 from ..config import ModelConfig
 from ..engine.speech import Speech
 from .native import Architecture
+from .vision import Vision
 
 
 @dataclass(frozen=True)
 class Encoding:
     """max_tokens: as many vectors the encoder gives at most; start: tokens that the decoder begins with; speech: of a model that
-    reads sound, not text, whose encoder always gives ``max_tokens``; None: it reads text."""
+    reads sound, not text, whose encoder always gives ``max_tokens``; None: it reads text, or images. max_images: of a prompt; None:
+    the model is an encoder-decoder, whose prompts have something to encode."""
 
     max_tokens: int
     start: tuple[int, ...]
     speech: Speech | None
+    max_images: int | None = None
+
+    def room(self, block_size: int) -> int:
+        """Places in the cache that a request takes at most: images begin at whole blocks, unless they follow each other."""
+        return self.max_tokens + (self.max_images or 0) * (block_size - 1)
 
 
 def read_encoding(
-    config: ModelConfig, found: Mapping[str, Any], generation: Mapping[str, Any], architecture: Architecture, max_model_len: int
+    config: ModelConfig,
+    found: Mapping[str, Any],
+    generation: Mapping[str, Any],
+    architecture: Architecture,
+    vision: Vision | None,
+    max_model_len: int,
 ) -> Encoding | None:
     """None for a model without an encoder. Raises ValueError for one whose config does not say how the decoder begins."""
+    if architecture.sees_images:
+        size = 0 if vision is None or vision.tile is None else vision.tile * vision.max_tiles
+        most = config.limit_mm_per_prompt.get("image", max(max_model_len // size, 1)) if size else 0
+        return Encoding(most * size, (), None, most)
     if not architecture.family.encoder:
         return None
     listens = architecture.family.listens

@@ -59,6 +59,10 @@ def load_model(
                 f"model {config.name!r} cannot have adapters: it runs through the transformers library ({info.reason}), whose "
                 "layers have no slots for them; set lora.enabled=false, or merge the adapter into the checkpoint"
             )
+        if info.diffusion is not None:
+            from .diffusion_gemma import load_diffusion_gemma  # likewise
+
+            return load_diffusion_gemma(config, info, plan, device, block_size, info.cache_dtype(cache_dtype), seed)
         from .transformers_model import load_transformers_model  # slow to import, and needed for few models
 
         return load_transformers_model(config, info, plan, device, block_size, info.cache_dtype(cache_dtype), seed)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..engine.kv_cache.spec import CrossKV, PagedKV, State
+from ..engine.redrawing import Redraws
 from .families import Family
 from .mixers import Mixer
 from .plugins import family_names, find_family
@@ -91,18 +92,21 @@ class Buckets:
 @dataclass(frozen=True)
 class Diffusion:
     """Block diffusion, see ``engine.diffusion``. canvas_size: tokens that are denoised together, and see each other; mask_token_id:
-    stands for those that are not settled; causal_prompt: the tokens of a prompt's whole canvases see only what is before them."""
+    stands for those that are not settled; causal_prompt: the tokens of a prompt's whole canvases see only what is before them;
+    redraws: how a canvas is drawn anew, where random tokens stand for those that are not settled; None: where masks do."""
 
     canvas_size: int
-    mask_token_id: int
+    mask_token_id: int | None
     causal_prompt: bool
+    redraws: Redraws | None = None
 
 
 @dataclass(frozen=True)
 class LayerShape:
     """What may differ from layer to layer. window: tokens a query sees, itself included (None = all); scale: of q.k;
     moe: None for a dense MLP; chunk: positions of a chunk, within which a query sees (None: one chunk); temperature: of queries, as
-    ``Family.temperature``; mixer: what keeps states in place of attention, for which all but moe is of no meaning."""
+    ``Family.temperature``; mixer: what keeps states in place of attention, for which all but moe is of no meaning;
+    cross: it attends to images, and to nothing else."""
 
     window: int | None
     rope: Rope | None
@@ -111,6 +115,7 @@ class LayerShape:
     chunk: int | None = None
     temperature: tuple[float, float] | None = None
     mixer: Mixer | None = None
+    cross: bool = False
 
     @property
     def reach(self) -> int | None:
@@ -169,8 +174,12 @@ class Architecture:
         heads = (self.num_kv_heads, self.head_dim, value_dim)
         reaches = [layer.reach if self.causal else None for layer in self.layers]  # where a prompt is computed whole, all is kept
         windows = [reach if reach is not None and reach < max_model_len else None for reach in reaches]
-        specs = [
-            None if layer.mixer is not None else PagedKV(*heads, dtype, window, aliased=self.latent is not None)
+        specs: list[PagedKV | None] = [
+            None
+            if layer.mixer is not None
+            else CrossKV(*heads, dtype)
+            if layer.cross
+            else PagedKV(*heads, dtype, window, aliased=self.latent is not None)
             for layer, window in zip(self.layers, windows)
         ]
         return specs + [CrossKV(*heads, dtype) for _ in self.layers if self.family.encoder]
@@ -178,6 +187,11 @@ class Architecture:
     def state_specs(self, dtype: str) -> dict[int, State]:
         """What layers keep of a request beside the cache, by their number. dtype: the model's."""
         return {index: layer.mixer.state(dtype) for index, layer in enumerate(self.layers) if layer.mixer is not None}
+
+    @property
+    def sees_images(self) -> bool:
+        """Whether there are layers that attend to images."""
+        return any(layer.cross for layer in self.layers)
 
     @property
     def has_states(self) -> bool:
@@ -413,7 +427,8 @@ def _layer(family: Family, config: Mapping[str, Any], head_dim: int, index: int)
     if config.get("scale_attn_by_inverse_layer_idx"):
         scale /= index + 1
     mixer = family.mixers[layer_types[index]](config) if layer_types and layer_types[index] in family.mixers else None
-    rotates = family.positions == "rotary" and mixer is None and family.rotates(config, index, windowed)
+    cross = family.crosses(config, index)
+    rotates = family.positions == "rotary" and mixer is None and not cross and family.rotates(config, index, windowed)
     rope = read_rope(config, head_dim, layer_type) if rotates else None
     moe = None
     if family.moe(config, index):
@@ -423,7 +438,7 @@ def _layer(family: Family, config: Mapping[str, Any], head_dim: int, index: int)
         _check_groups(moe)
     chunked = layer_types[index] == "chunked_attention" if layer_types else family.chunked(config, index)
     chunk = config.get("attention_chunk_size") if chunked else None
-    return LayerShape(window, rope, scale, moe, chunk, family.temperature(config, index), mixer)
+    return LayerShape(window, rope, scale, moe, chunk, family.temperature(config, index), mixer, cross)
 
 
 def _check_groups(moe: Moe) -> None:

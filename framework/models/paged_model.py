@@ -20,6 +20,7 @@ class PagedModel:
 
     decides_on_host = False
     is_last = True
+    num_unscored = 0
     lora: LoraSlots | None = None
     lockstep: Lockstep | None = None
     balancer: ExpertBalancer | None = None

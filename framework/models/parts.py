@@ -134,7 +134,7 @@ def bias_name(weight_name: str) -> str:
 def model_parts(a: Architecture) -> dict[str, Part]:
     """Parts outside the layers, as far as there: the embedding and logits, with what stands between them and the layers."""
     f = a.family
-    parts = {"embed": Part((f.base + f.embed,), (a.vocab_size,), a.embed_dim, always_float=True)}
+    parts = {"embed": Part((f.base + f.embed,), (a.vocab_size + f.num_unscored,), a.embed_dim, always_float=True)}
     if f.positions == "learned":
         rows = (a.max_position + f.position_offset,)
         parts["position_embed"] = Part((f.base + f.position_embed,), rows, a.hidden_size, always_float=True)
@@ -180,7 +180,7 @@ def _qk_norm(a: Architecture, sources: tuple[str, ...], num_heads: int) -> Part:
 def layer_parts(a: Architecture, index: int) -> dict[str, Part]:
     """Parts of layer ``index``, by the names of the family table."""
     f, moe, mixer = a.family, a.layers[index].moe, a.layers[index].mixer
-    linears, skipped = _linears(a, moe, mixer), _skipped(a.layers[index])
+    linears, skipped = _linears(a, moe, mixer), _skipped(a, a.layers[index])
     parts = {}
     for name, modules in f.names.items():
         if name in skipped or (name == "attn_norm" and index == 0 and f.starts_normed):
@@ -205,6 +205,10 @@ def layer_parts(a: Architecture, index: int) -> dict[str, Part]:
             parts[name] = _mixer_part(a, mixer, name, sources)
         elif name == "sinks":
             parts[name] = Part(sources, (a.num_heads,), always_float=True, float32=True, tensor="sinks")
+        elif name in CROSS_GATES:
+            parts[name] = Part(sources, (1,), always_float=True, tensor="")
+        elif name in CROSS_NORMS:
+            parts[name] = Part(sources, (a.head_dim,), always_float=True)
         elif name in ("q_norm", "k_norm"):
             parts[name] = _qk_norm(a, sources, a.num_heads if name == "q_norm" else a.num_kv_heads)
         elif name in LATENT_NORMS:
@@ -254,12 +258,17 @@ def _expert_part(a: Architecture, moe: Moe, name: str, sources: tuple[str, ...])
 
 
 LATENT_NORMS = ("q_a_norm", "kv_a_norm")
-INNER_NORMS = ("q_norm", "k_norm", *LATENT_NORMS, *MIXER_NORMS)
+CROSS_NORMS = ("cross_q_norm", "cross_k_norm")
+"""Of queries to images, and of their keys: each head by itself."""
+INNER_NORMS = ("q_norm", "k_norm", *CROSS_NORMS, *LATENT_NORMS, *MIXER_NORMS)
 """Those inside attention, or what stands in its place."""
 RECURRENCE_LINEARS = ("x_proj", "dt_proj", "gates_proj")
 """Small linear layers that recurrences hang on."""
 KEPT_AS_FLOATS = ("kv_b", *RECURRENCE_LINEARS)
 """Linear layers that nobody quantizes: these, and what is split into the weights of ``head_linear``."""
+CROSS_GATES = ("cross_gate", "cross_mlp_gate")
+"""Their tanh is the factor of what attention to images, and the MLP behind it, add."""
+_CROSS_PARTS = ("cross_q", "cross_kv", "cross_o", *CROSS_NORMS, *CROSS_GATES)
 _ATTENTION_PARTS = ("qkv", "o", "q_b", "kv_b", "sinks", "q_norm", "k_norm", *LATENT_NORMS)
 
 
@@ -290,8 +299,10 @@ def _linears(a: Architecture, moe: Moe | None, mixer: Mixer | None) -> dict[str,
     }
 
 
-def _skipped(layer: LayerShape) -> tuple[str, ...]:
+def _skipped(a: Architecture, layer: LayerShape) -> tuple[str, ...]:
     """Names of the family table that a layer does not have."""
+    if a.sees_images:
+        return _ATTENTION_PARTS if layer.cross else _CROSS_PARTS
     return (*(MIXER_PARTS if layer.mixer is None else _ATTENTION_PARTS), *_skipped_mlp(layer.moe))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 
@@ -14,12 +14,25 @@ from .layers.experts import Lockstep
 from .lora.slots import LoraSlots
 
 
+@runtime_checkable
+class Redrawn(Protocol):
+    """A model that draws its canvases anew, and is told in each pass what it said in the one before."""
+
+    hidden_size: int
+
+    def said(self, logits: torch.Tensor) -> torch.Tensor:
+        """logits f32 [E, V] of a pass -> [E, H] in the model's dtype, for ``CanvasTokens`` of the next."""
+
+
 class Model(Protocol):
     """A decoder, ours or the transformers library's. Everything runs under ``torch.inference_mode``."""
 
     dtype: torch.dtype
     vocab_size: int
     max_model_len: int
+    num_unscored: int
+    """Tokens behind the vocabulary that stand in prompts, and have no logit."""
+
     decides_on_host: bool
     """Whether Python looks at a step's numbers. A recording on a CPU, where reading them is no event, would not look again."""
 

@@ -9,13 +9,15 @@ from typing import Any
 
 from ..config import ModelConfig
 from .encoding import Encoding, read_encoding
+from .families.diffusion import LIBRARY_DENOISERS
 from .families.diffusion import REFUSED as REFUSED_DENOISERS
 from .hub import read_json, resolve_model
-from .native import Architecture, read_native
+from .native import Architecture, Diffusion, read_native
 from .plugins import find_family
 from .pooling.read import TOWERS, read_pooling, towers_config
 from .pooling.settings import Pooling
 from .quantization.settings import Settings, checkpoint_settings
+from .redraws import read_redraws
 from .vision import Vision, of_larger_model, read_vision, reads_images, with_type
 
 
@@ -33,7 +35,8 @@ class ModelInfo:
     quantization   what a quantized checkpoint says of itself; None: its weights are floats
     pooling        what is made of hidden states; None: it generates
     vision         how it reads images; None: it does not
-    encoding       of an encoder-decoder; None: it is none
+    encoding       of a model with layers that attend to what an encoder gave; None: it has none
+    diffusion      of a model that denoises; None: it generates token by token
     """
 
     name: str
@@ -49,6 +52,7 @@ class ModelInfo:
     pooling: Pooling | None = None
     vision: Vision | None = None
     encoding: Encoding | None = None
+    diffusion: Diffusion | None = None
 
     def cache_dtype(self, wish: str) -> str:
         """Name of a cache's dtype. wish: as in ``CacheConfig``."""
@@ -60,7 +64,7 @@ class ModelInfo:
             raise ValueError(
                 f"{what} is for models that generate, and {self.name!r} pools ({self.pooling.task}): choose another model"
             )
-        if self.architecture is not None and self.architecture.diffusion is not None:
+        if self.diffusion is not None:
             raise ValueError(
                 f"{what} is for models that say what token is next, and {self.name!r} generates by block diffusion: choose "
                 "another model"
@@ -108,7 +112,12 @@ def read_model(config: ModelConfig) -> ModelInfo:
     pooling = read_pooling(config, found, folder, size, causal)
     if pooling is not None and architecture is not None and architecture.family.encoder:
         raise ValueError(f"model {config.name!r} cannot pool: it is an encoder-decoder, which generates; set model.runner=generate")
-    if pooling is not None and architecture is not None and architecture.diffusion is not None:
+    if pooling is not None and architecture is not None and architecture.sees_images:
+        raise ValueError(f"model {config.name!r} cannot pool: its layers attend to images; set model.runner=generate")
+    diffusion = None if architecture is None else architecture.diffusion
+    if found["model_type"] in LIBRARY_DENOISERS:
+        diffusion = read_redraws(found, generation)
+    if pooling is not None and diffusion is not None:
         raise ValueError(f"model {config.name!r} cannot pool: it generates by block diffusion; set model.runner=generate")
     if pooling is not None and pooling.towers is None:
         if architecture is None:
@@ -116,7 +125,7 @@ def read_model(config: ModelConfig) -> ModelInfo:
         architecture = replace(architecture, has_logits=False)
     max_model_len = _max_model_len(config, found, architecture, pooling)
     dtype, quantization = _dtype(config, found), checkpoint_settings(found, folder)
-    encoding = None if architecture is None else read_encoding(config, found, generation, architecture, max_model_len)
+    encoding = None if architecture is None else read_encoding(config, found, generation, architecture, vision, max_model_len)
     return ModelInfo(
         config.name,
         folder,
@@ -131,17 +140,20 @@ def read_model(config: ModelConfig) -> ModelInfo:
         pooling,
         None if pooling is not None else vision,
         encoding,
+        diffusion,
     )
 
 
 def text_part(config: Mapping[str, Any]) -> dict[str, Any]:
     """A config.json with the fields of its text model on top, where a family covers that model alone."""
     name = config.get("model_type")
-    if "text_config" not in config or not isinstance(name, str) or find_family(name) is None:
+    if "text_config" not in config or not isinstance(name, str):
+        return dict(config)
+    if find_family(name) is None and name not in LIBRARY_DENOISERS:
         return dict(config)
     if not isinstance(found := config["text_config"], Mapping):
         raise ValueError(f"the model's config.json (or model.architecture) has text_config={found!r}, expected an object")
-    return {**config, **found}
+    return {**config, **found, **({"model_type": name} if name in LIBRARY_DENOISERS else {})}
 
 
 def _max_model_len(

@@ -34,19 +34,19 @@ _OWN_LAYOUTS = {kind.TYPE: kind.library_name for kind in (cogvlm, internvl_chat,
 
 
 class Tower:
-    """model: the library's, without its text model. dtype: of embeddings."""
+    """module: the library's model, without its text model. dtype: of embeddings."""
 
-    def __init__(self, model: Any, dtype: torch.dtype, device: torch.device) -> None:
-        self._model, self._dtype, self._device = model, dtype, device
+    def __init__(self, module: Any, dtype: torch.dtype, device: torch.device) -> None:
+        self.module, self.dtype, self.device = module, dtype, device
 
     @torch.inference_mode()
     def encode(self, inputs: Mapping[str, np.ndarray]) -> torch.Tensor:
         """inputs of one image, as ``get_image_features`` takes them -> its embeddings [E, H]."""
-        tensors = {name: torch.from_numpy(value).to(self._device) for name, value in inputs.items()}
-        cast = {name: value.to(self._dtype) if value.is_floating_point() else value for name, value in tensors.items()}
-        found = self._model.get_image_features(**cast, return_dict=True).pooler_output
+        tensors = {name: torch.from_numpy(value).to(self.device) for name, value in inputs.items()}
+        cast = {name: value.to(self.dtype) if value.is_floating_point() else value for name, value in tensors.items()}
+        found = self.module.get_image_features(**cast, return_dict=True).pooler_output
         features = found if isinstance(found, torch.Tensor) else torch.cat(tuple(found))
-        return features.flatten(0, -2).to(self._dtype)
+        return features.flatten(0, -2).to(self.dtype)
 
 
 def load_tower(config: ModelConfig, info: ModelInfo, plan: KernelPlan, device: torch.device, seed: int) -> Tower:
@@ -145,6 +145,6 @@ def tower_config(config: ModelConfig, folder: Path | None, model_type: str) -> A
         del found.quantization_config  # of the text model
     text = found.get_text_config()
     small = {"num_hidden_layers": 1, "num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 8, "intermediate_size": 8}
-    own = type(text)(**small, hidden_size=text.hidden_size, vocab_size=8, pad_token_id=None, bos_token_id=None, eos_token_id=None)
+    own = type(text)(**small, hidden_size=text.hidden_size, vocab_size=8, pad_token_id=None, bos_token_id=0, eos_token_id=None)
     found.text_config = own
     return found

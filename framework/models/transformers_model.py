@@ -7,7 +7,7 @@ there, which is how a step gets in. A probe run at load time tells which layers 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ import transformers.integrations.moe
 from ..config import ModelConfig
 from ..plan import BoundKernel, KernelPlan, LoraMeta
 from .batch import ForwardBatch
+from .families.diffusion import LIBRARY_DENOISERS
 from .layers.linear import bind_linear
 from .layers.paged_attention import AttentionKernels, AttentionShape, PagedAttention
 from .library import library_config
@@ -45,19 +46,14 @@ class TransformersModel(PagedModel):
         super().__init__(attention)
         self.dtype, self.vocab_size, self.max_model_len = model.dtype, model.config.vocab_size, info.max_model_len
         swap_linears(model, plan)
-        _swap_experts(model, plan)
+        swap_experts(model, plan)
         plan.runs_in_library(model)
         self._base, self._head = _split_head(model)
 
     def forward(self, batch: ForwardBatch) -> torch.Tensor:
         """As ``Decoder.forward``: the tokens of all requests are one row of the library's batch."""
 
-        def attend(layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, _: dict[str, Any]) -> torch.Tensor:
-            q, k, v = (heads[0].transpose(0, 1) for heads in (query, key, value))
-            self._attention[layer].write(k, v, batch)
-            return self._attention[layer].attend(q, batch)[None]
-
-        return _run(self._base, batch.token_ids, batch.positions, attend)
+        return run(self._base, batch.token_ids, batch.positions, attention_of(self._attention, batch))
 
     def logits(self, hidden: torch.Tensor, lora: LoraMeta | None = None) -> torch.Tensor:
         """The library's own head, which may scale or cap: its inner model is one that returns what it is given."""
@@ -65,20 +61,36 @@ class TransformersModel(PagedModel):
         return self._head(inputs_embeds=hidden[None], use_cache=False).logits[0]
 
 
+def attention_of(layers: Mapping[int, PagedAttention], batch: ForwardBatch) -> Attend:
+    """Ours, of a step."""
+
+    def attend(layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, _: dict[str, Any]) -> torch.Tensor:
+        q, k, v = (heads[0].transpose(0, 1) for heads in (query, key, value))
+        layers[layer].write(k, v, batch)
+        return layers[layer].attend(q, batch)[None]
+
+    return attend
+
+
 def load_transformers_model(
     config: ModelConfig, info: ModelInfo, plan: KernelPlan, device: torch.device, block_size: int, cache_dtype: str, seed: int
 ) -> TransformersModel:
     """Loads a model, finds out how it attends, and binds its kernels. cache_dtype: a name of torch's. Raises ValueError with the
     reason if it cannot work."""
+    found = servable_config(config, info)
+    model = library_model(config, info, with_our_attention(found), device, seed)
+    kernels = AttentionKernels(plan, block_size, cache_dtype)
+    attention = [kernels.layer(index, shape) for index, shape in enumerate(probe(config.name, model, device))]
+    check_boundaries(config.name, model, device)
+    return TransformersModel(model, info, plan, attention)
+
+
+def with_our_attention(found: Any) -> Any:
+    """The library's configuration object, whose models attend as they are told."""
     transformers.AttentionInterface.register(INTERFACE, _attention)
     transformers.AttentionMaskInterface.register(INTERFACE, _no_mask)
-    found = servable_config(config, info)
     found._attn_implementation = INTERFACE
-    model = library_model(config, info, found, device, seed)
-    kernels = AttentionKernels(plan, block_size, cache_dtype)
-    attention = [kernels.layer(index, shape) for index, shape in enumerate(_probe(config.name, model, device))]
-    _check_boundaries(config.name, model, device)
-    return TransformersModel(model, info, plan, attention)
+    return found
 
 
 def servable_config(config: ModelConfig, info: ModelInfo) -> Any:
@@ -115,7 +127,9 @@ def refusal(config: Any) -> str | None:
     if config.is_encoder_decoder:
         return "it is an encoder-decoder; only decoders can be served"
     if getattr(config.get_text_config(), "cross_attention_layers", None):
-        return "its decoder attends to tiles of images in layers of their own (cross_attention_layers), which is not built"
+        return "its decoder attends to images in layers of their own (cross_attention_layers), which the native decoder has"
+    if config.model_type in LIBRARY_DENOISERS:
+        return None
     if type(config) not in transformers.AutoModelForCausalLM._model_mapping:
         return f"transformers has no causal language model for model_type {config.model_type!r}"
     model_class: Any = transformers.AutoModelForCausalLM._model_mapping[type(config)]
@@ -132,7 +146,7 @@ def refusal(config: Any) -> str | None:
     return None
 
 
-def _probe(name: str, model: Any, device: torch.device) -> list[AttentionShape]:
+def probe(name: str, model: Any, device: torch.device) -> list[AttentionShape]:
     """Runs two tokens through the model and records how each layer attends."""
     seen: dict[int, AttentionShape] = {}
     problems: list[str] = []
@@ -160,7 +174,7 @@ def _probe(name: str, model: Any, device: torch.device) -> list[AttentionShape]:
         return v.new_zeros(1, q.shape[2], q.shape[1], v.shape[3])
 
     with torch.inference_mode():
-        _run(model.get_decoder(), torch.zeros(2, dtype=torch.int64, device=device), torch.arange(2, device=device), attend)
+        run(model.get_decoder(), torch.zeros(2, dtype=torch.int64, device=device), torch.arange(2, device=device), attend)
     silent = sorted(set(range(model.config.num_hidden_layers)) - set(seen))
     if silent:
         problems.append(f"layers {', '.join(map(str, silent))} do not attend (they keep another kind of state)")
@@ -174,7 +188,7 @@ _APART = (5, 7)
 
 
 @torch.inference_mode()
-def _check_boundaries(name: str, model: Any, device: torch.device) -> None:
+def check_boundaries(name: str, model: Any, device: torch.device) -> None:
     """Two sequences in one row must give what they give alone, where attention keeps them apart: nothing else may look across.
     Raises ValueError with the numbers for a model in which something does."""
 
@@ -190,8 +204,8 @@ def _check_boundaries(name: str, model: Any, device: torch.device) -> None:
     base, vocab = model.get_decoder(), model.config.get_text_config().vocab_size
     tokens = torch.tensor([(7 + 31 * i) % vocab for i in range(sum(_APART))], device=device).split(_APART)
     positions = [torch.arange(length, device=device) for length in _APART]
-    alone = torch.cat([_run(base, ids, at, attend_in((len(ids),))) for ids, at in zip(tokens, positions)]).float()
-    together = _run(base, torch.cat(tokens), torch.cat(positions), attend_in(_APART)).float()
+    alone = torch.cat([run(base, ids, at, attend_in((len(ids),))) for ids, at in zip(tokens, positions)]).float()
+    together = run(base, torch.cat(tokens), torch.cat(positions), attend_in(_APART)).float()
     error, limit = float((together - alone).norm() / alone.norm()), 1e-3 if model.dtype == torch.float32 else 0.1
     if not error <= limit:
         raise ValueError(
@@ -201,9 +215,10 @@ def _check_boundaries(name: str, model: Any, device: torch.device) -> None:
         )
 
 
-def _run(base: Any, token_ids: torch.Tensor, positions: torch.Tensor, attend: Attend) -> torch.Tensor:
-    keywords: dict[str, Any] = {KEYWORD: attend}
-    out = base(input_ids=token_ids[None], position_ids=positions[None], use_cache=False, **keywords)
+def run(base: Any, tokens: torch.Tensor, positions: torch.Tensor, attend: Attend) -> torch.Tensor:
+    """An inner model over tokens, int64 [T], or their embeddings [T, H]. Returns hidden states [T, H]."""
+    keywords: dict[str, Any] = {KEYWORD: attend, "inputs_embeds" if tokens.is_floating_point() else "input_ids": tokens[None]}
+    out = base(position_ids=positions[None], use_cache=False, **keywords)
     return out.last_hidden_state[0]
 
 
@@ -279,7 +294,7 @@ def swap_linears(model: torch.nn.Module, plan: KernelPlan) -> None:
                 setattr(parent, name, _KernelLinear(child, plan))
 
 
-def _swap_experts(model: torch.nn.Module, plan: KernelPlan) -> None:
+def swap_experts(model: torch.nn.Module, plan: KernelPlan) -> None:
     """Those that the library's ``use_experts_implementation`` marks, and that compute what ``moe_experts`` does."""
     for parent in list(model.modules()):
         children: list[tuple[str, Any]] = list(parent.named_children())

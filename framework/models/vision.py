@@ -18,6 +18,7 @@ IMAGE_TYPES: Final = (
     internvl_chat.TYPE,
     "llava",
     "llava_next",
+    "mllama",
     phi3_v.TYPE,
     "qwen2_5_vl",
     "qwen2_vl",
@@ -32,8 +33,8 @@ RENAMES: Final = (
 )
 """Prefixes of the text model in checkpoints of such models, and ours."""
 TOWER: Final = (
-    r"^(model\.)?(vision_tower|visual|multi_modal_projector|image_newline)(\.|$)"
-    r"|^(vision_model|mlp1|model\.vision_embed_tokens|model\.vision)\."
+    r"^(model\.)?(vision_tower|vision_model|visual|multi_modal_projector|image_newline)(\.|$)"
+    r"|^(mlp1|model\.vision_embed_tokens|model\.vision)\."
 )
 """Tensors that are the library's business."""
 
@@ -48,6 +49,8 @@ class Vision:
     placeholder  the text that does, where that is not the token's; {} in it is the number of the image, from 1 on
     merge        side of the square of patches that make one embedding, where positions are three (Qwen2-VL); None: they are not
     whole        tokens of an image see each other (Gemma 3)
+    tile         vectors of one of the tiles, ``max_tiles`` at most, that an image is cut into, where layers attend to them and
+                 none stands among the tokens (Llama 3.2); None: embeddings do
     experts      tokens of an image but its last have weights of their own in every layer, all between its first and its last stand
                  at one position, and a prompt has one image (CogVLM)
     """
@@ -58,6 +61,8 @@ class Vision:
     placeholder: str | None = None
     merge: int | None = None
     whole: bool = False
+    tile: int | None = None
+    max_tiles: int = 1
     experts: bool = False
 
     @property
@@ -101,6 +106,10 @@ def read_vision(config: ModelConfig, found: Mapping[str, Any], folder: Path | No
     text = theirs.get_text_config().to_dict()
     tied = getattr(theirs, "tie_word_embeddings", None)
     merged = {**found, **text, **({} if tied is None else {"tie_word_embeddings": tied}), **kept, **_given(config, text)}
+    if model_type == "mllama":
+        tower = theirs.vision_config
+        tile = (tower.image_size // tower.patch_size) ** 2 + 1
+        return merged, Vision(model_type, theirs.image_token_id, theirs.image_token_id, tile=tile, max_tiles=tower.max_num_tiles)
     window = merged.get("sliding_window")
     if model_type == "gemma3" and window is not None and theirs.mm_tokens_per_image > window:
         raise ValueError(

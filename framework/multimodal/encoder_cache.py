@@ -78,6 +78,12 @@ class EncoderCache:
                 self._drop(request, image.key)
         return end - start
 
+    def count(self, num_images: int) -> None:
+        """A request took its seat, for which so many are encoded that layers attend to: what they make of these lies in the
+        cache, and not here."""
+        self.num_queries += num_images
+        self.num_encoded += num_images
+
     def release(self, request: Request) -> None:
         """It is not running any more."""
         for image in request.images:

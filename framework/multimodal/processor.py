@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from ..engine.encoding import ImageViews
 from ..engine.images import as_rgb, checked_image, unreadable
 from ..models.cogvlm import TYPE as COGVLM
 from ..models.internvl_chat import TYPE as INTERNVL_CHAT
@@ -23,6 +24,20 @@ NOT_INPUTS: Final = ("input_ids", "attention_mask", "token_type_ids", "mm_token_
 """What a processor returns beside that which the tower takes."""
 BREAK: Final = "\ufdd0"
 """Stands in a placeholder that a user spelled, so that it is none; a noncharacter, which no text has."""
+
+
+class CrossedImages:
+    """Called as a processor of the library is, for one image that layers attend to. processor: of the library, which would tell
+    which tokens see it, too; we know."""
+
+    def __init__(self, processor: Any) -> None:
+        self.chat_template, self._processor = processor.chat_template, processor
+
+    def __call__(self, images: Sequence[np.ndarray], text: Sequence[str], input_data_format: str, **_: Any) -> dict[str, Any]:
+        """Its tiles, with padding, how they lie and which are there; and its placeholder, which stays."""
+        found = self._processor.image_processor(list(images), input_data_format=input_data_format, return_tensors="np")
+        tiles = {name: found[name] for name in ("pixel_values", "aspect_ratio_ids", "aspect_ratio_mask")}
+        return {**tiles, "text_replacement_offsets": [[{"replacement": text[0]}]]}
 
 
 @dataclass(frozen=True)
@@ -42,6 +57,7 @@ class ImagePrompts:
 
     config               config.json
     model_type .. experts  as ``Vision`` has them
+    views                of a model whose layers attend to images; None: their embeddings take the place of tokens
     most                 images in a prompt; None: no limit
     placeholder          the text that stands for an image in a prompt
     is_spelled           it is no token, but text, also in messages, which chat templates take as they are
@@ -59,12 +75,13 @@ class ImagePrompts:
         merge: int | None = None,
         whole: bool = False,
         experts: bool = False,
+        views: ImageViews | None = None,
         most: int | None = None,
     ) -> None:
         """Raises ValueError for a tokenizer without the tokens that images need."""
         self._folder, self._config, self._model_type, self._merge, self.whole = folder, config, model_type, merge, whole
-        self._tokenizer, self._is_single, self._most = tokenizer, experts, most
-        self._token_id, name = self._token(token_id)
+        self._tokenizer, self._is_single, self.views, self._most = tokenizer, experts, views, most
+        self.token_id, name = self._token(token_id)
         self._placeholder_id, stands = self._token(placeholder_id)
         self.placeholder, self.is_spelled = placeholder or stands, placeholder is not None
         self._pattern = re.compile(re.escape(self.placeholder).replace(r"\{\}", r"\d+"))
@@ -143,11 +160,11 @@ class ImagePrompts:
             )
 
     def _placed(self, ids: list[int], prepared: Sequence[_Prepared]) -> tuple[ImageItem, ...]:
-        places = np.flatnonzero(np.array(ids) == self._token_id)
+        places = np.flatnonzero(np.array(ids) == self.token_id)
         if len(places) != (wanted := sum(found.count for found in prepared)):
             raise ValueError(
                 f"the prompt has {len(places)} placeholders of embeddings, and its images have {wanted}: leave "
-                f"{self._tokenizer.convert_ids_to_tokens(self._token_id)!r} out of it"
+                f"{self._tokenizer.convert_ids_to_tokens(self.token_id)!r} out of it"
             )
         items, first = [], 0
         for found in prepared:
@@ -191,7 +208,7 @@ class ImagePrompts:
         if self._merge is not None:
             _, rows, columns = inputs["image_grid_thw"][0].tolist()
             grid = rows // self._merge, columns // self._merge
-        return _Prepared(text, ids, ids.count(self._token_id), digest.digest(), inputs, grid)
+        return _Prepared(text, ids, ids.count(self.token_id), digest.digest(), inputs, grid)
 
     def _encode(self, text: str) -> list[int]:
         found: list[int] = self._tokenizer.encode(text, add_special_tokens=False)
@@ -211,7 +228,7 @@ class ImagePrompts:
         if self._model_type == COGVLM:
             from .squares import SquareImages
 
-            return SquareImages(self._config, self._tokenizer.convert_ids_to_tokens(self._token_id))
+            return SquareImages(self._config, self._tokenizer.convert_ids_to_tokens(self.token_id))
         import transformers
         from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
@@ -227,7 +244,7 @@ class ImagePrompts:
             found = kind(images, self._tokenizer, **known)
             if found.image_token != self.placeholder:
                 raise ValueError(f"it calls an image {found.image_token!r}, and the model's config.json {self.placeholder!r}")
-            return found
+            return found if self.views is None else CrossedImages(found)
         except Exception as error:  # files are missing, no JSON, of another model, the tokenizer lacks a token, ...
             raise ValueError(
                 f"the model cannot take images: of the processor in {self._folder} transformers {transformers.__version__} says "

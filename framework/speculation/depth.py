@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections import deque
+from bisect import insort
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
@@ -80,8 +80,8 @@ class AdaptiveDepth:
     TRIAL, LEAST = 4, 0.05
     """Steps of a trial; it is taken to cost so much of its time at least, so that those that seem to cost nothing are few."""
     MARGIN = 0.02
-    """By so much more tokens per second more drafts must promise, to be better than fewer."""
-    HOPED, LIKE = 4.0, 20.0
+    """By so much more tokens per second drafts must promise, to be better than none."""
+    HOPED, LIKE = 4.0, 40.0
     """So many first drafts are taken to have been right, before there were any; and of so many drafts of each other kind, as many
     as of the kind before it."""
     ROWS, STEPS = 2000, 1000
@@ -151,7 +151,7 @@ class AdaptiveDepth:
             return 0
         tokens, best, rate = self._tokens(), 0, 0.0
         for k in self._depths:
-            if k in seconds and tokens[k] > seconds[k] * rate * (1 + self.MARGIN):
+            if k in seconds and tokens[k] > seconds[k] * rate * (1 if best else 1 + self.MARGIN):
                 best, rate = k, tokens[k] / seconds[k]
         self._choices[_bucket(rows)] = best
         costs, turns = dict[int, float](), dict[int, float]()
@@ -191,7 +191,7 @@ class AdaptiveDepth:
 
 
 class _StepTimes:
-    """Seconds of a step by (rows, drafts), of the last ones with about as many rows."""
+    """Seconds of a step by (rows, drafts), of those with about as many rows."""
 
     def __init__(self) -> None:
         self._kinds: dict[int, dict[int, _Kind]] = {}  # by number of rows, about, and drafts
@@ -217,25 +217,24 @@ class _StepTimes:
 
 
 class _Kind:
-    """Of steps: the last times, and their mean, where none counts for more than two usual ones."""
+    """Of steps: the mean of their times, where none counts for more than two usual ones."""
 
-    NUM = 64
+    FIRST, NUM = 16, 256
+    """The mean of so many is made anew with each; what is usual is not known before. And so many count, about."""
 
     def __init__(self) -> None:
-        self._times: deque[float] = deque(maxlen=self.NUM)
-        self._mean = 0.0
+        self._first: list[float] = []
+        self._num = 0
+        self.mean = 0.0
 
     def add(self, step_s: float) -> None:
-        self._times.append(step_s)
-        self._mean = 0.0
-
-    @property
-    def mean(self) -> float:
-        if not self._mean:
-            times = sorted(self._times)
-            most = 2 * times[(len(times) - 1) // 2]
-            self._mean = sum(min(each, most) for each in times) / len(times)
-        return self._mean
+        self._num += 1
+        if self._num > self.FIRST:
+            self.mean += (min(step_s, 2 * self.mean) - self.mean) / min(self._num, self.NUM)
+            return
+        insort(self._first, step_s)
+        most = 2 * self._first[(self._num - 1) // 2]
+        self.mean = sum(min(each, most) for each in self._first) / self._num
 
 
 @functools.cache

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 
 import numpy as np
@@ -11,6 +11,8 @@ import torch
 from ..models.batch import ForwardBatch, GroupBatch, StateBatch, WholeTokens
 from ..models.native import Diffusion
 from ..plan import AttentionMeta, BoundKernel, LayerKV, LoraMeta, StateMeta
+from .canvases import add_canvases
+from .encoded_rows import EncodedRows
 from .images import Images
 from .request_rows import RequestRows
 from .step_rows import StepRows
@@ -32,6 +34,7 @@ class Batches:
     states        of its recurrent layers, as StateBatch has them: a request's row is that of its seat
     cross         of the groups, those of what layers keep of an encoder
     diffusion     of a model that denoises; None: it does not
+    windows       of the groups
     """
 
     def __init__(
@@ -46,10 +49,11 @@ class Batches:
         images: Images | None = None,
         cross: Collection[int] = (),
         diffusion: Diffusion | None = None,
+        windows: Sequence[int | None] = (),
     ) -> None:
         self.rows, self.slot_mapping, self.groups, self.caches, self.ahead = rows, slot_mapping, groups, caches, ahead
         self.has_lora, self.states, self.images, self.cross = has_lora, states or {}, images, frozenset(cross)
-        self._diffusion = diffusion
+        self._diffusion, self._windows = diffusion, windows
         self._workspaces: list[tuple[dict, dict, dict]] = [({}, {}, {}) for _ in rows.tables[groups]]
 
     def build(
@@ -58,7 +62,7 @@ class Batches:
         """The tensors of a step, and ``more`` on the device, where all of them go in one copy. first: int64 [R] on the device, the
         truth of which ``rows.first`` is a bound; None where that is exact."""
         logit_tokens = rows.logit_tokens
-        if self._diffusion is not None:
+        if self._diffusion is not None and self._diffusion.redraws is None:
             size, prompts = self._diffusion.canvas_size, self.rows.num_prompt_tokens[rows.seats]
             rows = rows.by_canvas(size, prompts // size * size * self._diffusion.causal_prompt)
         device, row_of_token = self.rows.device, np.repeat(np.arange(len(rows.seats)), rows.counts)
@@ -67,8 +71,7 @@ class Batches:
         is_decode = (rows.counts <= MAX_DECODE_TOKENS) & (rows.first > 0)
         n = len(is_decode) if is_decode.all() else int(np.argmin(is_decode))
         lengths, cu_q = rows.lengths.astype(np.int32), rows.bounds.astype(np.int32)
-        encoded = self.rows.num_encoded[rows.seats]
-        width = self.rows.table_width(int(max(lengths.max(), encoded.max())))
+        width = self.rows.table_width(int(lengths.max()))
         arrays = (
             positions,
             rows.seats[row_of_token],
@@ -86,7 +89,11 @@ class Batches:
         if self.states:
             more = (*more, rows.seats.astype(np.int32), rows.first == 0)
         if self.cross:
-            more = (*more, encoded, encoded[n:])
+            seen = EncodedRows.of(self.rows, rows, n)
+            bounds, m = seen.bounds, seen.num_decodes
+            blind = np.repeat(seen.lengths == 0, seen.counts)[:, None]
+            own_tables = seen.tables(self.rows, rows.seats, sorted(self.cross))
+            more = (*more, bounds, bounds[m:] - bounds[m], seen.lengths, seen.lengths[m:], blind, own_tables)
         tensors = all_to_device((*arrays, *more), device)
         token_positions, token_seats, logits_indices, cu_q_all, lengths_all, cu_q_prefill, lengths_prefill, tables = tensors[:8]
         if first is not None:
@@ -94,18 +101,20 @@ class Batches:
             token_positions = token_positions + behind[to_device(row_of_token, device)]
             lengths_all = (lengths_all + behind).int()
             lengths_prefill = lengths_all[n:].clone()
-        metas = partial(_attention_metas, rows.counts, n, cu_q_all, cu_q_prefill)
-        groups = [
-            GroupBatch(
-                self.slot_mapping(token_positions, cu_q_all, lengths_all, table),
-                *metas(rows.lengths, lengths_all, lengths_prefill, table, workspaces),
-            )
-            if group not in self.cross
-            else GroupBatch(token_positions[:0], *metas(encoded, tensors[-2], tensors[-1], table, workspaces))
+        metas = partial(_attention_metas, rows.counts, n, cu_q_all, cu_q_prefill, rows.lengths, lengths_all, lengths_prefill)
+        parts = {
+            group: GroupBatch(self.slot_mapping(token_positions, cu_q_all, lengths_all, table), *metas(table, workspaces))
             for group, (table, workspaces) in enumerate(zip(tables, self._workspaces))
-        ]
+            if group not in self.cross
+        }
         if self.cross:
-            tensors = tensors[:-2]
+            cu_seen, cu_seen_prefill, seen_lens, seen_lens_prefill, blind_tokens, tables_seen = tensors[-6:]
+            tensors = tensors[:-6]
+            for group, table in zip(sorted(self.cross), tables_seen):
+                lens = seen.lengths, seen_lens, seen_lens_prefill
+                found = _attention_metas(seen.counts, m, cu_seen, cu_seen_prefill, *lens, table, self._workspaces[group])
+                parts[group] = GroupBatch(token_positions[:0], *found, blind=blind_tokens if blind.any() else None)
+        groups = [part for _, part in sorted(parts.items())]
         token_ids = self.rows.tokens[token_seats, token_positions + self.ahead if self.ahead else token_positions]
         num_decode_tokens = int(rows.bounds[n])
         batch = ForwardBatch(token_ids, token_positions, num_decode_tokens, groups, self.caches, logits_indices)
@@ -115,6 +124,9 @@ class Batches:
             batch.lora, batch.lora_of_logits = LoraMeta(next(own), occurring), LoraMeta(next(own), occurring)
         if self.states:
             batch.states = StateBatch(StateMeta(cu_q_all, next(own), next(own), int(rows.counts.max())), self.states)
+        if self._diffusion is not None and self._diffusion.redraws is not None:
+            scratch = [workspaces[2] for workspaces in self._workspaces]
+            add_canvases(groups, self._windows, rows, (arrays[7], tables), self.rows.block_size, scratch)
         if self.images is not None:
             self._add_images(self.images, batch, rows, positions, tables)
         return batch, tensors[8 : 8 + wanted]

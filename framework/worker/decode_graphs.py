@@ -86,13 +86,16 @@ class DecodeRows:
             token_ids = tokens[seats, positions + ahead if ahead else positions]
             parts = []
             for group, (table, workspace) in enumerate(zip(tables, workspaces)):
+                blind = None
                 if group in batches.cross:
                     slots, seen, most = positions[:0], encoded, most_encoded
+                    blind = (encoded == 0)[:, None].expand(size, query_len).reshape(-1, 1)
                 else:
                     slots, seen, most = batches.slot_mapping(positions, cu_q, lengths, table), lengths, max_seq_len
                     if computed is not None:
                         slots.masked_fill_(computed, -1)
-                parts.append(GroupBatch(slots, AttentionMeta(cu_q, seen, table, query_len, most, workspace), None))
+                meta = AttentionMeta(cu_q, seen, table, query_len, most, workspace)
+                parts.append(GroupBatch(slots, meta, None, blind=blind))
             lora = LoraMeta(row_slots[:, None].expand(size, query_len).contiguous().view(-1)) if has_lora else None
             states = None
             if batches.states:

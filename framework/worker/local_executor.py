@@ -25,8 +25,10 @@ from ..lora_request import LoRARequest
 from ..models.batch import ForwardBatch, GroupBatch, StateBatch
 from ..models.binding.checks import check_rank_kernels
 from ..models.decoder import Decoder
+from ..models.encoder import Encoder
 from ..models.expert_balancer import ExpertBalancer
 from ..models.expert_map import ExpertMap
+from ..models.image_encoder import ImageEncoder
 from ..models.load import load_model
 from ..models.lora.slots import lora_bytes, rank_parts
 from ..models.parallel import Parallel
@@ -86,9 +88,10 @@ class LocalExecutor:
         device.activate()
         if config.num_threads:
             torch.set_num_threads(config.num_threads)
-        reads_images = model.vision is not None and images_refusal(config) is None
+        has_tower = model.vision is not None and images_refusal(config) is None
+        embeds_images = has_tower and model.encoding is None
         tower_size = 0
-        if reads_images:
+        if has_tower:
             from ..models.tower import load_tower, tower_bytes  # slow to import, and needed for few models
 
             tower_size = tower_bytes(config.model, model)
@@ -99,7 +102,7 @@ class LocalExecutor:
         self._pools, self._encoding = model.pooling is not None, model.encoding
         # What passes between stages is no call of a kernel; steps that schedulers take together are recorded by none.
         # Nor does any follow where canvases end.
-        self._diffusion = None if model.architecture is None else model.architecture.diffusion
+        self._diffusion = model.diffusion
         self._records = parallel.pp.size == 1 and parallel.ep.size <= parallel.tp.size and self._diffusion is None
         self._recording: tuple[EngineConfig, Device, Capture] | None = None
         self.probes = probes = Probes.of(config, device.torch, model.dtype)
@@ -120,16 +123,19 @@ class LocalExecutor:
                 config.cache.dtype,
                 config.quant,
                 config.lora,
-                config.scheduler.max_num_batched_tokens if reads_images else 0,
+                config.scheduler.max_num_batched_tokens if embeds_images else 0,
             )
-            self._tower = load_tower(config.model, model, self.plan, device.torch, config.seed) if reads_images else None
-            self._encoder = None
-            if model.encoding is not None:
+            tower = load_tower(config.model, model, self.plan, device.torch, config.seed) if has_tower else None
+            self._tower = tower if embeds_images else None
+            self._encoder: Encoder | ImageEncoder | None = None
+            if tower is not None and not embeds_images:
+                self._encoder = ImageEncoder(tower)
+            elif model.encoding is not None and model.encoding.max_images is None:
                 from ..models.encoder import load_encoder  # slow to import, and needed for few models
 
                 self._encoder = load_encoder(config.model, model, cast(Decoder, self._model), self.plan, device.torch, config.seed)
             encoder = None if self._encoder is None else self._encoder.module
-            self.weight_bytes = tensor_bytes((self._model, self._tower, encoder))
+            self.weight_bytes = tensor_bytes((self._model, tower, encoder))
             said.append(f"{memory_size(self.weight_bytes)} of {model.name} in {model.dtype} on {device.name}")
         self._adapters = None if self._model.lora is None else AdapterHost(config, model, self._model.lora)
         self.groups, self._own_groups = self._groups(config, model, parallel)
@@ -170,7 +176,7 @@ class LocalExecutor:
             states,
             self._images(config, model, device.torch),
             self._encoder,
-            0 if model.encoding is None else model.encoding.max_tokens,
+            0 if model.encoding is None else model.encoding.room(config.cache.block_size),
             self._diffusion,
         )
         if self._drafter is not None:
@@ -289,7 +295,9 @@ class LocalExecutor:
             return found - self._draft_probs_bytes(config) - self._embeddings_bytes(config)
 
         each = _block_bytes(self._own_groups, self._drafter, config.cache.block_size)
-        longest = self.max_model_len if self._encoding is None else max(self.max_model_len, self._encoding.max_tokens)
+        longest = (
+            self.max_model_len if self._encoding is None else max(self.max_model_len, self._encoding.room(config.cache.block_size))
+        )
         return cache_blocks(config, len(self.groups), longest, each, budget, self._state_bytes(config))
 
     def _state_bytes(self, config: EngineConfig) -> int:
@@ -349,7 +357,7 @@ def _phase(name: str) -> Iterator[list[str]]:
 
 def _weight_bytes(config: EngineConfig, model: ModelInfo, parallel: Parallel) -> float:
     """What the weights of this rank will take, with the slots for adapters and the heads of a model that pools."""
-    if model.encoding is not None:
+    if model.encoding is not None and model.encoding.max_images is None:
         from ..models.encoder import encoder_bytes
 
         return _weight_bytes(config, replace(model, encoding=None), parallel) + encoder_bytes(config.model, model)
@@ -369,10 +377,13 @@ def _weight_bytes(config: EngineConfig, model: ModelInfo, parallel: Parallel) ->
             stage = stages(model.architecture, sizes.pp)[parallel.pp.rank]
             return stage_weight_bytes(rank, stage, sizes.ep, scheme, model.dtype, sizes.redundant_experts)
         return weight_bytes(model.architecture, scheme, getattr(torch, model.dtype), model.max_model_len)
+    import transformers
+
     from ..models.library import num_library_weights  # slow to import, and needed for few models
     from ..models.transformers_model import servable_config
 
-    return num_library_weights(config.model, servable_config(config.model, model)) * ELEMENT_BYTES[model.dtype]
+    kind = transformers.AutoModelForCausalLM if model.diffusion is None else transformers.AutoModelForMultimodalLM
+    return num_library_weights(config.model, servable_config(config.model, model), kind) * ELEMENT_BYTES[model.dtype]
 
 
 def _block_bytes(groups: tuple[CacheGroup, ...], drafter: Drafter | None, block_size: int) -> int:

@@ -171,7 +171,7 @@ class _PenaltyRows:
         seat, params = request.seat, request.sampling
         prompt, output = request.token_ids[: request.num_prompt_tokens], request.token_ids[request.num_prompt_tokens :]
         mask = np.zeros(self.prompt_mask.shape[1], dtype=np.int32)
-        set_bits(mask, prompt, True)
+        set_bits(mask, [token for token in prompt if token < self._vocab_size], True)  # others have no logit to change
         self.prompt_mask[seat] = to_device(mask, self._device)
         counts = np.bincount(np.asarray(output, dtype=np.int64), minlength=self._vocab_size).astype(np.int32)
         self.output_counts[seat] = to_device(counts, self._device)

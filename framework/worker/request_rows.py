@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from ..engine.encoding import View
 from ..engine.step import StepInput
 from .step_rows import StepRows
 from .transfer import to_device
@@ -27,7 +28,8 @@ class RequestRows:
                        looks at their rows, or because no step has drafts
     num_prompt_tokens  int64 [seats + 1]
     lora_slots         int32 [seats + 1]: of each request's adapter, -1 = none
-    num_encoded        int32 [seats + 1]: vectors that an encoder gave for each request
+    num_encoded        int32 [seats + 1]: of the vectors that an encoder gave for each request, those that generated tokens see:
+                       the first. views: of seats, what tokens of the prompt see, where that is not the same
     """
 
     def __init__(
@@ -41,7 +43,7 @@ class RequestRows:
         counts_on_device: bool = False,
         max_encoded: int = 0,
     ) -> None:
-        """max_encoded: most that an encoder gives for a request."""
+        """max_encoded: places that what an encoder gives for a request takes at most."""
         self.device, self.padding_seat, self.num_drafts = device, num_seats, num_drafts
         self.tokens = torch.zeros(num_seats + 1, max_model_len + 1 + num_drafts, dtype=torch.int64, device=device)
         self.block_size, self.max_encoded = block_size, max_encoded
@@ -52,6 +54,7 @@ class RequestRows:
         self.num_prompt_tokens = np.zeros(num_seats + 1, dtype=np.int64)
         self.lora_slots = np.full(num_seats + 1, -1, dtype=np.int32)
         self.num_encoded = np.zeros(num_seats + 1, dtype=np.int32)
+        self.views: dict[int, tuple[View, ...]] = {}
         self.computed = torch.zeros(num_seats + 1, dtype=torch.int64, device=device) if counts_on_device else None
 
     def table_width(self, num_tokens: int) -> int:
@@ -71,7 +74,9 @@ class RequestRows:
                 self.computed[request.seat] = request.num_computed_tokens
             self.num_prompt_tokens[request.seat] = request.num_prompt_tokens
             self.lora_slots[request.seat] = request.lora_slot
-            self.num_encoded[request.seat] = 0 if request.encoder_input is None else request.encoder_input.num_tokens
+            encoded = request.encoder_input
+            self.num_encoded[request.seat] = 0 if encoded is None else encoded.num_seen
+            self.views[request.seat] = () if encoded is None else encoded.views
             for group, blocks in enumerate(request.block_ids):
                 self._num_blocks[group][request.seat] = 0
                 self.tables[group, request.seat] = 0

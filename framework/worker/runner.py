@@ -12,15 +12,18 @@ import torch
 
 from ..engine.kv_cache.spec import CacheGroup, CrossKV
 from ..engine.step import StepInput, StepOutput
+from ..models.batch import CanvasTokens
 from ..models.decoder import Decoder
 from ..models.encoder import Encoder
+from ..models.image_encoder import ImageEncoder
 from ..models.native import Diffusion
-from ..models.protocol import Model
+from ..models.protocol import Model, Redrawn
 from ..plan import KernelPlan, LayerKV, LoraMeta
 from ..sampling_params import SamplingParams
 from ..speculation.config import SpeculativeConfig
 from .batches import Batches
 from .cache_memory import state_pages
+from .canvases import Canvases, entropies
 from .decode_graphs import DecodeGraphs
 from .devices import Capture
 from .drafting.proposer import DeviceProposer, Verified
@@ -59,13 +62,14 @@ class StepHandle:
             prompt = {row: list(pending.by_row().values()) for row, pending in self._prompt.items()}
             tokens, *others = self._copy.lists()
         found = dict(zip(self._parts, others))
-        output = StepOutput(self._step_id, tokens, None, logprobs, prompt, self._failed, found.get("drafts"))
+        drafts, said = found.get("drafts"), found.get("entropies", [])
+        output = StepOutput(self._step_id, tokens, None, logprobs, prompt, self._failed, drafts, entropies=said)
         return _without_wrong_drafts(output, found["accepted"], self._num_logits) if "accepted" in found else output
 
     def _sample(self, masks: np.ndarray | None) -> None:
         sampled = self._launch(masks)
         self._logprobs = sampled.logprobs
-        self._parts = [name for name in ("accepted", "drafts") if getattr(sampled, name) is not None]
+        self._parts = [name for name in ("accepted", "drafts", "entropies") if getattr(sampled, name) is not None]
         self._copy = HostCopy(sampled.tokens, *(getattr(sampled, name) for name in self._parts))
 
 
@@ -95,26 +99,37 @@ class Runner:
         speculative: SpeculativeConfig,
         states: Mapping[int, tuple[torch.Tensor, ...]] | None = None,
         images: Images | None = None,
-        encoder: Encoder | None = None,
+        encoder: Encoder | ImageEncoder | None = None,
         max_encoded: int = 0,
         diffusion: Diffusion | None = None,
     ) -> None:
         """in_flight_steps: how many run at a time, at most; states: of recurrent layers, a row per seat and behind them one per
-        snapshot; images: None = the model reads none; encoder: of an encoder-decoder; max_encoded: most that it gives for a
-        request; diffusion: of a model that denoises."""
+        snapshot; images: None = the model reads none; encoder: whose output layers attend to; max_encoded: places that it
+        takes of a request at most; diffusion: of a model that denoises."""
         self.images, self.model, self.caches, self.device = images, model, caches, device
-        self._diffusion = diffusion
-        self.sampler = Sampler(plan, num_seats, model.vocab_size, device, speculative, tells_all=diffusion is not None)
+        self._diffusion, redraws = diffusion, None if diffusion is None else diffusion.redraws
+        tells = {"tells_all": diffusion is not None, "tells_best": redraws is not None}
+        self.sampler = Sampler(plan, num_seats, model.vocab_size, device, speculative, **tells)
+        self._canvases: Canvases | None = None
+        behind = 0  # tokens of a canvas that no sequence is long enough for
+        if diffusion is not None and redraws is not None:
+            assert isinstance(model, Redrawn), "what it says in a pass is read in the next"
+            behind = diffusion.canvas_size
+            self._canvases = Canvases(redraws, num_seats, behind, model.hidden_size, model.dtype, device)
         num_drafts = speculative.num_speculative_tokens
         on_device = num_drafts > 0 and (in_flight_steps > 1 or device.type != "cpu")
-        self.rows = RequestRows(num_seats, model.max_model_len, len(groups), block_size, device, num_drafts, on_device, max_encoded)
+        most = num_drafts + behind
+        self.rows = RequestRows(num_seats, model.max_model_len, len(groups), block_size, device, most, on_device, max_encoded)
         self._ahead = num_drafts * (in_flight_steps - 1)
         slot_mapping = plan.bind("slot_mapping", params={"page_size": block_size})
         self._copy_blocks = plan.bind("copy_blocks", facts={"page_size": block_size})
         self._groups, self._num_seats, self._states = groups, num_seats, state_pages(states or {})
         cross = [index for index, group in enumerate(groups) if isinstance(group.spec, CrossKV)]
         has_lora = model.lora is not None
-        self._batches = Batches(self.rows, slot_mapping, slice(None), caches, 0, has_lora, states, images, cross, diffusion)
+        windows = [group.spec.window for group in groups]
+        self._batches = Batches(
+            self.rows, slot_mapping, slice(None), caches, 0, has_lora, states, images, cross, diffusion, windows
+        )
         self._encoder: EncoderRunner | None = None
         if encoder is not None:
             assert isinstance(model, Decoder), "encoders are of native models"
@@ -153,6 +168,8 @@ class Runner:
             self.images.apply(step)
         if self._encoder is not None:
             self._encoder.apply(step)
+        if self._canvases is not None:
+            self._canvases.apply(step)
         failed = self._add_to_sampler(step)
         self._copy(step.copies)
         self._copy_states([(self._num_seats + new.snapshot, new.seat) for new in step.new if new.snapshot >= 0])
@@ -179,6 +196,8 @@ class Runner:
             row_to_seat, position = all_to_device(targets, self.device)
         else:
             batch, (row_to_seat, position) = self._batches.build(rows, first, targets)
+            if self._canvases is not None and len(rows.sampled):
+                batch.canvas = CanvasTokens(batch.logits_indices, self._canvases.begin(rows))
             self.model.begin_step(batch)
             hidden = self.model.forward(batch)
             self._copy_states(kept)
@@ -210,8 +229,10 @@ class Runner:
         sampled = Sampled(torch.empty(0, dtype=torch.int32))
         if len(rows.sampled):
             sample_rows = SampleRows(rows.seats[rows.logit_rows], self._positions(rows), row_to_seat, position, ahead=self._ahead)
-            if self._diffusion is not None:
-                computed.logits[:, self._diffusion.mask_token_id] = -torch.inf
+            if self._diffusion is not None and (mask := self._diffusion.mask_token_id) is not None:
+                computed.logits[:, mask] = -torch.inf
+            elif self._canvases is not None:
+                sample_rows.heat, sample_rows.noise = self._canvases.heat(), self._canvases.noise(position)
             elif rows.has_drafts:
                 sample_rows.drafts, sample_rows.drafts_from_host = self._draft_rows(rows), step.drafts is not None
             if masks is not None:
@@ -238,6 +259,10 @@ class Runner:
     def _sample(self, logits: torch.Tensor, rows: SampleRows, seats: np.ndarray) -> Sampled:
         """seats: of the rows that yield tokens."""
         sampled = self.sampler.sample(logits, rows, self.rows.tokens)
+        if self._canvases is not None:
+            assert sampled.logits is not None and isinstance(self.model, Redrawn)
+            self._canvases.keep(self.model.said(sampled.logits))
+            sampled = replace(sampled, entropies=entropies(sampled.logits), logits=None)
         self.rows.tokens[rows.row_to_seat.long(), rows.position] = sampled.tokens.long().clamp_min(0)
         if rows.drafts is not None and sampled.accepted is not None:
             self.rows.retract(seats, rows.drafts.num_drafts - sampled.accepted)
@@ -325,10 +350,12 @@ class Runner:
         return found
 
     def _logits_of(self, seat: int, hidden: torch.Tensor) -> torch.Tensor:
-        """Of hidden states of one request."""
+        """Of hidden states of one request, for every token that a prompt may have."""
         slot = int(self.rows.lora_slots[seat])
         index = torch.full((len(hidden),), slot, dtype=torch.int32, device=self.device) if slot >= 0 else None
-        return self.model.logits(hidden, None if index is None else LoraMeta(index, [slot]))
+        logits = self.model.logits(hidden, None if index is None else LoraMeta(index, [slot]))
+        unscored = self.model.num_unscored
+        return logits if not unscored else torch.nn.functional.pad(logits, (0, unscored), value=-torch.inf)
 
 
 def _nothing(masks: np.ndarray | None) -> Sampled:

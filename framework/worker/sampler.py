@@ -48,12 +48,15 @@ class PendingLogprobs:
 class Sampled:
     """What a step chose: tokens int32 [R'] on the device; accepted int64 [R], how many drafts were right of each row that yields
     tokens, None without drafts; log-probabilities of logit rows that asked; drafts int64 [R, n] of what follows, where the
-    host is to know."""
+    host is to know; logits f32 [R', V] that they were drawn from, before filters; entropies f32 [R'] of these, where the host is to
+    know."""
 
     tokens: torch.Tensor
     accepted: torch.Tensor | None = None
     logprobs: PendingLogprobs | None = None
     drafts: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    entropies: torch.Tensor | None = None
 
 
 class Sampler:
@@ -68,8 +71,10 @@ class Sampler:
         speculative: SpeculativeConfig | None = None,
         *,
         tells_all: bool = False,
+        tells_best: bool = False,
     ) -> None:
-        """tells_all: the log-probability of every token that is drawn, whether its request asked for it or not."""
+        """tells_all: the log-probability of every token that is drawn, whether its request asked for it or not. tells_best: of the
+        most probable token in its place, once penalties are in, and the logits that are drawn from."""
         speculative = speculative or SpeculativeConfig()
         self._penalties = Penalties(plan, num_seats, vocab_size, device)
         self._gather_logprobs = plan.bind("gather_logprobs", facts={"vocab_size": vocab_size})
@@ -82,7 +87,7 @@ class Sampler:
         target = Target(plan, self._draw, self._seats, vocab_size, draft_probs)
         self._accept = RULES[speculative.acceptance_rule](target, speculative)
         self._draw_draft = draft_draw(speculative, plan, self._seats, vocab_size, draft_probs, self._draw)
-        self._fewest_logprobs = 0 if tells_all else _NONE
+        self._fewest_logprobs, self._tells_best = 0 if tells_all else _NONE, tells_best
         self._num_logprobs = np.full(num_seats, _NONE, dtype=np.int64)
         self._num_prompt_logprobs = np.full(num_seats, _NONE, dtype=np.int64)
 
@@ -101,15 +106,21 @@ class Sampler:
         wanted = self._num_logprobs[rows.seats]
         wants = np.flatnonzero(wanted > _NONE)
         chosen = to_device(wants, self.device) if len(wants) else None
-        raw = logits[chosen] if chosen is not None else None
+        raw = logits[chosen] if chosen is not None and not self._tells_best else None
         penalized = self._penalties.apply(logits, rows, token_ids)
         final = logits if penalized is None else penalized
+        if rows.heat is not None:
+            final = final / rows.heat[:, None]
         accepted = None
         if rows.drafts is None:
-            tokens = self._draw(final, rows.row_to_seat, rows.position)
+            tokens = self._draw(final, rows.row_to_seat, rows.position if rows.noise is None else rows.noise)
         else:
             tokens, accepted = self._accept(final, rows, rows.drafts, token_ids)
         self._penalties.count(rows, tokens, accepted)
+        if self._tells_best:
+            counts = self._full_counts(wanted)
+            told = PendingLogprobs(wants, counts, [self._gather(final, final.argmax(-1), counts)])
+            return Sampled(tokens, logprobs=told, logits=final)
         if raw is None or chosen is None:
             return Sampled(tokens, accepted)
         counts = self._full_counts(wanted[wants])

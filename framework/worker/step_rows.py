@@ -125,7 +125,9 @@ class DraftRows:
 class SampleRows:
     """The logit rows of a step: seats and positions int64 [R'] on the host, and the same on the device (row_to_seat int32, position
     int64). A position is the absolute index of the token to be sampled; on the host it may be up to ``ahead`` more than that.
-    masks: None if every row may take all. drafts: None if there are none; drafts_from_host: who made them."""
+    masks: None if every row may take all. drafts: None if there are none; drafts_from_host: who made them. Of canvases that each
+    pass draws anew, on the device: heat f32 [R'], which divides the logits once penalties are in, and noise int64 [R'], the number
+    that each row is drawn by; None: its position."""
 
     seats: np.ndarray
     positions: np.ndarray
@@ -135,3 +137,5 @@ class SampleRows:
     drafts: DraftRows | None = None
     drafts_from_host: bool = False
     ahead: int = 0
+    heat: torch.Tensor | None = None
+    noise: torch.Tensor | None = None

@@ -37,10 +37,10 @@ from framework.sampling_params import StructuredOutputsParams
 from framework.speculation.config import SpeculativeConfig
 from triton_kernels.resolve import NoKernelError
 
-from ..framework.engines import assert_idle, finish, token_params, tokens_of
+from ..framework.engines import assert_idle, finish, run, token_params, tokens_of
 from ..framework.models.checkpoints import make
 from ..models.examples import EXAMPLES
-from ..test_exactness import Job, run, some_jobs
+from ..test_exactness import Job, some_jobs
 from .ranks import FAULTY, LOST, SHAPE, faulty_rank, make_config, null_rank
 
 TIGHT = CacheConfig(block_size=4, num_blocks=19, prefix_caching=True, check_invariants=True)

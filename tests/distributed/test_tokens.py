@@ -21,11 +21,11 @@ from framework.outputs import RequestOutput
 from framework.speculation.config import SpeculativeConfig
 from triton_kernels.resolve import NoKernelError
 
-from ..framework.engines import finish
+from ..framework.engines import finish, run
 from ..framework.models.checkpoints import make
 from ..models.examples import EXAMPLES
 from ..models.examples.states import EXAMPLES as STATES
-from ..test_exactness import Job, run, some_jobs
+from ..test_exactness import Job, some_jobs
 from ..tiny_adapters import LINEARS, write_tiny_adapter
 
 SIZES = {"tp2": (2, 1), "tp4": (4, 1), "pp2": (1, 2), "pp3": (1, 3), "tp2 pp2": (2, 2)}

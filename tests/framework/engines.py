@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from framework.clock import VirtualClock
@@ -56,9 +57,25 @@ def finish(engine: Engine) -> dict[str, RequestOutput]:
     return outputs
 
 
+def run(engine: Engine, jobs: Sequence[tuple[Any, SamplingParams]], together: bool = True) -> list[RequestOutput]:
+    """Serves prompts with their parameters, side by side or one after the other; the last output of each."""
+    done: dict[str, RequestOutput] = {}
+    for index, (prompt, params) in enumerate(jobs):
+        engine.add_request(str(index), prompt, params)
+        if not together:
+            done |= finish(engine)
+    done |= finish(engine)
+    return [done[str(index)] for index in range(len(jobs))]
+
+
 def tokens_of(output: RequestOutput) -> list[list[int]]:
     """Of each completion."""
     return [completion.token_ids for completion in output.outputs]
+
+
+def tokens(outputs: Sequence[RequestOutput]) -> list[list[list[int]]]:
+    """Of each completion of each."""
+    return [tokens_of(output) for output in outputs]
 
 
 def assert_idle(engine: Engine) -> None:

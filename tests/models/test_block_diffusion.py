@@ -34,6 +34,7 @@ from framework.study.metrics import SLOConfig, compute_metrics
 from framework.study.workload import WorkloadRequest
 from framework.worker.teacher_forcing import TeacherForcing
 
+from ..framework.engines import run, tokens
 from .canvases import LLaDA2, Logits, Loop, of_library
 
 VOCAB, MASK = 2048, 2047
@@ -164,19 +165,6 @@ def build(found: Example, kernels: dict[str, str] | None = None, **settings: Any
 
 
 Job = tuple[list[int], SamplingParams]
-
-
-def run(engine: Engine, jobs: list[Job]) -> list[RequestOutput]:
-    for index, (prompt, params) in enumerate(jobs):
-        engine.add_request(str(index), {"prompt_token_ids": prompt}, params)
-    done: dict[str, RequestOutput] = {}
-    while engine.has_unfinished():
-        done |= {output.request_id: output for output in engine.step() if output.finished}
-    return [done[str(index)] for index in range(len(jobs))]
-
-
-def tokens(outputs: list[RequestOutput]) -> list[list[list[int]]]:
-    return [[list(completion.token_ids) for completion in output.outputs] for output in outputs]
 
 
 def some_tokens(count: int, seed: int = 0) -> list[int]:

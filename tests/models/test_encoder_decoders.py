@@ -22,10 +22,11 @@ from framework.engine.engine import Engine
 from framework.engine.inputs import EngineInput
 from framework.models.binding.attention import distance_buckets
 from framework.models.native import Buckets
-from framework.outputs import RequestOutput
 from framework.speculation.config import SpeculativeConfig
 from framework.worker.decode_graphs import DecodeGraphs
 from framework.worker.devices import Cpu
+
+from ..framework.engines import run, tokens
 
 VOCAB = 211
 SIZES = {"vocab_size": VOCAB, "d_model": 64, "eos_token_id": None, "pad_token_id": 1, "decoder_start_token_id": 2}
@@ -103,19 +104,6 @@ def build(found: Example, kernels: dict[str, str] | None = None, **settings: Any
     scheduler = settings.pop("scheduler", SchedulerConfig(max_num_seqs=8))
     model = ModelConfig(str(found.folder), dtype="float32", skip_tokenizer=True, max_logprobs=-1)
     return build_engine(EngineConfig(model, cache, scheduler, kernels=kernels or {}, num_threads=1, **settings))
-
-
-def run(engine: Engine, jobs: list[tuple[Any, SamplingParams]]) -> list[RequestOutput]:
-    for index, (prompt, params) in enumerate(jobs):
-        engine.add_request(str(index), prompt, params)
-    done: dict[str, RequestOutput] = {}
-    while engine.has_unfinished():
-        done |= {output.request_id: output for output in engine.step() if output.finished}
-    return [done[str(index)] for index in range(len(jobs))]
-
-
-def tokens(outputs: list[RequestOutput]) -> list[list[list[int]]]:
-    return [[list(completion.token_ids) for completion in output.outputs] for output in outputs]
 
 
 def some_tokens(count: int, seed: int = 0) -> list[int]:

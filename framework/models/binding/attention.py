@@ -17,7 +17,7 @@ from ..layers.mla import LatentAttention
 from ..layers.paged_attention import AttentionKernels, AttentionShape
 from ..layers.qk_norm import GatheredWidthNorm, HeadNorm, HeadsNorm, QkNorm, WidthNorm
 from ..native import Buckets, Latent, LayerShape
-from ..parts import Part, model_parts
+from ..parts import CROSS_NORMS, Part, model_parts
 from ..quantization.canonical import dequantized
 from ..quantization.kv_scales import kv_scales
 from ..rope import Rope
@@ -77,12 +77,13 @@ class AttentionBinder:
         return Attention(qkv, o, separate, paged, gated)
 
     def over_encoded(self, parts: dict[str, Part], layer: LayerShape, index: int) -> CrossAttention:
-        """index: behind the layers' own."""
+        """index: of the layer, or behind all where it has attention of its own."""
         a = self._binder.a
         dims = (a.num_heads, a.num_kv_heads, a.head_dim, a.head_dim)
         shape = AttentionShape(*dims, layer.scale, None, a.attn_softcap, causal=False, cross=True)
         q, kv, o = (self._binder.linear(parts[name]) for name in ("cross_q", "cross_kv", "cross_o"))
-        return CrossAttention(q, kv, o, self._kernels.layer(index, shape))
+        norms = (HeadNorm(self._binder.norm(parts[name])) if name in parts else None for name in CROSS_NORMS)
+        return CrossAttention(q, kv, o, self._kernels.layer(index, shape), *norms)
 
     def over_latents(self, parts: dict[str, Part], layer: LayerShape, latent: Latent, index: int, qkv: Linear) -> LatentAttention:
         """Keys' and values' up-projections become linear layers of the heads, on queries and on what attention returns."""

@@ -13,13 +13,14 @@ from tqdm import tqdm
 from ...plan import BoundKernel
 from ..decoder import Decoder
 from ..layers.attention import Attention
-from ..layers.block import AfterNormBlock, AnyAttention, Block, MixerBlock, ParallelBlock, PostNormBlock, PreNormBlock
+from ..layers.block import AfterNormBlock, AnyAttention, Block, CrossBlock, MixerBlock, ParallelBlock, PostNormBlock, PreNormBlock
 from ..layers.linear import GatheredLinear, Linear, ReducedEmbedding, bind_linear, bind_reduce
 from ..layers.mla import LatentAttention
 from ..layers.mlp import Mlp, MoeMlp
 from ..layers.visual_experts import VisualExpert
 from ..lora.layers import AdaptedEmbedding, AdaptedLinear
-from ..parts import Part, model_parts, shares
+from ..native import LayerShape
+from ..parts import CROSS_GATES, Part, model_parts, shares
 from ..quantization.unquantized import float_linear
 from ..ranks import layer_shares
 from .attention import AttentionBinder
@@ -75,6 +76,7 @@ class Binder(LayerBinder):
             lockstep=self.lockstep,
             balancer=expert_balancer(self),
             mixed_angles=self.attention.mixed_angles,
+            num_unscored=a.family.num_unscored,
             visual=self.visual,
         )
 
@@ -82,6 +84,8 @@ class Binder(LayerBinder):
         """layer: counted over the model; index: over the layers of this process."""
         parts, shape = layer_shares(self.a, self.whole, layer, self.parallel), self.a.layers[layer]
         attention: AnyAttention
+        if shape.cross:
+            return self._cross_block(parts, shape, index)
         if shape.mixer is not None:
             attention, attn_norm = bind_mixer(self, parts, shape.mixer, index)
         else:
@@ -115,6 +119,13 @@ class Binder(LayerBinder):
         kinds: dict[str, Callable[..., Block]] = {"parallel": ParallelBlock, "after": AfterNormBlock, "post": PostNormBlock}
         pre_norm = functools.partial(PreNormBlock, scale=self.a.residual_scale)
         return kinds.get(self.a.residual, pre_norm)(attention, mlp, **norms, **cross)
+
+    def _cross_block(self, parts: dict[str, Part], shape: LayerShape, index: int) -> CrossBlock:
+        attention = self.attention.over_encoded(parts, shape, index)
+        gates = (self.weights.weight(parts[name]).tanh() for name in CROSS_GATES)
+        up, mlp_norm = self.linear_after_norm(parts, "mlp_norm", "gate_up")
+        assert mlp_norm is not None
+        return CrossBlock(attention, bind_mlp(self, parts, up), self.norm(parts["attn_norm"]), mlp_norm, *gates)
 
     def _embedding(
         self, part: Part, table: torch.Tensor, lm_head: Linear | None

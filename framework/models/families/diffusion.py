@@ -86,9 +86,9 @@ _LLADA2 = replace(
 
 REFUSED: Mapping[str, str] = {
     "llada": "in LLaDA 1 every token sees all others, also those after it, so that nothing of a pass holds for the next; models "
-    "that generate block by block are served (sdar, llada2_moe)",
-    "diffusion_gemma": "each pass of DiffusionGemma reads the logits of the pass before and draws anew what it is not sure of; the "
-    "passes here read tokens alone, which stay once they are settled",
+    "that generate block by block are served (sdar, llada2_moe)"
 }
 """model_type -> why its diffusion is not served."""
+LIBRARY_DENOISERS = ("diffusion_gemma",)
+"""Types of block diffusion that the library's modules serve."""
 FAMILIES = {"sdar": _SDAR, "sdar_moe": _SDAR_MOE, "llada2_moe": _LLADA2}

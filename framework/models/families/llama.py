@@ -195,8 +195,40 @@ _JAIS2 = replace(
     norm="layer",
 )
 
+_MLLAMA = replace(
+    LLAMA,
+    names={
+        **LLAMA_NAMES,
+        "cross_q": ("cross_attn.q_proj",),
+        "cross_kv": ("cross_attn.k_proj", "cross_attn.v_proj"),
+        "cross_o": ("cross_attn.o_proj",),
+        "cross_q_norm": ("cross_attn.q_norm",),
+        "cross_k_norm": ("cross_attn.k_norm",),
+        "cross_gate": ("cross_attn_attn_gate",),
+        "cross_mlp_gate": ("cross_attn_mlp_gate",),
+    },
+    defaults={
+        **LLAMA.defaults,
+        "vocab_size": 128256,
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 40,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "rms_norm_eps": 1e-5,
+        "max_position_embeddings": 131072,
+        "default_theta": 500000.0,
+        "cross_attention_layers": [3, 8, 13, 18, 23, 28, 33, 38],
+        "tie_word_embeddings": False,
+    },
+    crosses=lambda config, layer: layer in config["cross_attention_layers"],
+    num_unscored=8,
+    refuse=lambda config: "its embedding has rows without a logit (tie_word_embeddings)" if config["tie_word_embeddings"] else None,
+)
+
 FAMILIES = {
     "llama": LLAMA,
+    "mllama_text_model": _MLLAMA,
     "mistral": _MISTRAL,
     "ministral": _MISTRAL,
     "qwen2": _QWEN2,

@@ -94,20 +94,27 @@ class Attention:
 
 @dataclass(slots=True)
 class CrossAttention:
-    """Attention to what an encoder gave. kv: of keys and values, which ``store`` makes once per request."""
+    """Attention to what an encoder gave. kv: of keys and values, which ``store`` makes once per request; q_norm, k_norm: None where
+    there are none."""
 
     q: Linear
     kv: Linear
     o: Linear
     paged: PagedAttention
+    q_norm: QkNorm | None = None
+    k_norm: QkNorm | None = None
 
     def __call__(self, x: torch.Tensor, batch: ForwardBatch) -> torch.Tensor:
-        """x [T, H] -> [T, H]."""
+        """x [T, H] -> [T, H]; 0 of tokens that see nothing."""
         q = self.q(x).unflatten(1, (-1, self.paged.spec.head_dim))
+        if self.q_norm is not None:
+            q = self.q_norm(q)
         return self.o(self.paged.attend(q, batch).flatten(1))
 
     def store(self, encoded: torch.Tensor, cache: LayerKV, slots: torch.Tensor) -> None:
         """Keys and values of encoded [S, H] go to the slots int64 [S] of the layer's cache."""
         assert self.paged.kv_write is not None
         k, v = self.kv(encoded).unflatten(1, (2, -1, self.paged.spec.head_dim)).unbind(1)
+        if self.k_norm is not None:
+            k = self.k_norm(k)
         self.paged.kv_write(k, v, cache, slots)

@@ -18,7 +18,7 @@ from .mixers import AnyMixer, LayerStates
 from .mla import LatentAttention
 from .paged_attention import PagedAttention
 
-AnyAttention = Attention | LatentAttention | AnyMixer
+AnyAttention = Attention | LatentAttention | CrossAttention | AnyMixer
 
 
 def kept_by(attention: AnyAttention) -> PagedAttention | LayerStates:
@@ -136,4 +136,27 @@ class MixerBlock:
         return self.attention(x, batch), residual
 
 
-Block = PreNormBlock | ParallelBlock | AfterNormBlock | PostNormBlock | MixerBlock
+@dataclass(slots=True)
+class CrossBlock:
+    """x + gate * cross(norm(x)), then x + mlp_gate * mlp(norm(x)): it attends to images alone, and tokens that see none pass as
+    they are. gate, mlp_gate: [1]."""
+
+    attention: CrossAttention
+    mlp: Mlp
+    attn_norm: BoundKernel
+    mlp_norm: BoundKernel
+    gate: torch.Tensor
+    mlp_gate: torch.Tensor
+
+    def __call__(self, x: torch.Tensor, residual: torch.Tensor | None, batch: ForwardBatch) -> HiddenAndResidual:
+        if residual is None:
+            residual, x = x, self.attn_norm(x, None)
+        else:
+            x = self.attn_norm(x, residual)
+        x = self.attention(x, batch).mul_(self.gate)
+        x = self.mlp(self.mlp_norm(x, residual)).mul_(self.mlp_gate)
+        blind = batch.groups[self.attention.paged.group].blind
+        return x if blind is None else x.masked_fill_(blind, 0.0), residual
+
+
+Block = PreNormBlock | ParallelBlock | AfterNormBlock | PostNormBlock | MixerBlock | CrossBlock

@@ -94,7 +94,8 @@ class PagedAttention:
         group, kv = batch.groups[self.group], batch.caches[self.layer]
         out = self._attend(q, kv, group, batch.num_decode_tokens)
         if self.whole is not None and group.whole is not None:
-            out.index_copy_(0, group.whole.tokens, self.whole(q[group.whole.tokens], kv, group.whole.meta))
+            seen = kv if group.whole.slots is None else _taken(kv, group.whole.slots)
+            out.index_copy_(0, group.whole.tokens, self.whole(q[group.whole.tokens], seen, group.whole.meta))
         return out
 
     def _attend(self, q: torch.Tensor, kv: LayerKV, group: GroupBatch, n: int) -> torch.Tensor:
@@ -104,6 +105,13 @@ class PagedAttention:
         if group.decode is None:
             return self.prefill(q, kv, group.prefill)
         return torch.cat((self.decode(q[:n], kv, group.decode), self.prefill(q[n:], kv, group.prefill)))
+
+
+def _taken(kv: LayerKV, slots: torch.Tensor) -> LayerKV:
+    """The tokens of a cache that lie in these slots, int64 [pages, page_size], as a cache of their own."""
+    page, place = slots // kv.page_size, slots % kv.page_size
+    scales = (None if scale is None else scale[page, place] for scale in (kv.k_scale, kv.v_scale))
+    return type(kv)(kv.k[page, place], kv.v[page, place], *scales)
 
 
 class AttentionKernels:

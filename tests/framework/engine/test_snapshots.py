@@ -73,6 +73,17 @@ def test_a_prefix_needs_its_blocks_too() -> None:
     assert found.num_tokens == 0 and found.snapshot_ends == (), "its states are still kept"
 
 
+@pytest.mark.parametrize(("model", "found"), [("states beside a cache", 16), ("states beside windows", 0)])
+def test_windows_reach_back_from_where_states_are_kept(model: str, found: int) -> None:
+    manager = make_manager(model, num_snapshots=2, num_blocks=60)
+    first, second = ([*range(17), *range(100 * i, 100 * i + 24)] for i in (1, 2))
+    serve(manager, first)
+    manager.free(serve(manager, second[:18])[2])
+    assert manager.lookup(make_request(first)).num_tokens == 40
+    serve(manager, list(range(300, 352)))  # takes the states after 40 tokens, and blocks that windows have left
+    assert manager.lookup(make_request(first)).num_tokens == found
+
+
 def test_other_keys_are_other_prefixes() -> None:
     manager = make_manager()
     prompt = list(range(17))
@@ -119,9 +130,11 @@ def test_of_several_those_are_found_whose_step_is_committed() -> None:
         assert manager.lookup(make_request(second)).num_tokens == end
 
 
+@pytest.mark.parametrize("budget", [10, 64])
 @pytest.mark.parametrize("model", list(STATEFUL))
-def test_a_prompt_of_several_steps_is_cut_for_its_states_in_the_one_that_reaches_them(model: str) -> None:
-    engine = make_engine(model, 2, max_num_batched_tokens=10)
+def test_a_prompt_is_cut_for_its_states_in_the_step_that_reaches_them(model: str, budget: int) -> None:
+    """In a later one, or in its first."""
+    engine = make_engine(model, 2, max_num_batched_tokens=budget)
     for name in ("first", "again"):
         engine.add_request(name, list(range(27)), token_params(max_tokens=2))
         finish(engine)
@@ -144,7 +157,8 @@ def test_a_reset_forgets_them_once_nobody_runs(model: str) -> None:
     assert not manager.reset_prefix_cache() and manager.lookup(make_request(prompt)).num_tokens == 16
     manager.free(request)
     assert manager.reset_prefix_cache()
-    assert serve(manager, prompt)[:2] == (0, [16])
+    assert serve(manager, [*prompt[:9], *range(50, 58)])[:2] == (0, [16]), "nobody knows where it parts from the first"
+    assert serve(manager, prompt)[:2] == (0, [8, 16])
     manager.check_invariants()
 
 

@@ -140,6 +140,22 @@ def _internvl() -> Any:
     )
 
 
+def _mllama() -> Any:
+    vision = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 3,
+        "num_global_layers": 1,
+        "attention_heads": 2,
+        "vision_output_dim": 96,
+        "intermediate_layers_indices": [0, 2],
+        "image_size": 28,
+        "patch_size": 7,
+    }
+    text = {**TEXT, "vocab_size": 256, "num_hidden_layers": 4, "cross_attention_layers": [1, 3]}
+    return transformers.MllamaConfig(text_config=text, vision_config=vision, image_token_index=258)
+
+
 _GEMMA_TOKENS = {"image_token": "<image_soft_token>", "boi_token": "<start_of_image>", "eoi_token": "<end_of_image>"}
 _INTERNVL_TOKENS = {
     "context_image_token": "<IMG_CONTEXT>",
@@ -206,6 +222,20 @@ KINDS = {
         "<IMG_CONTEXT>",
     ),
 }
+MLLAMA = Kind(
+    _mllama,
+    {"image_token": "<|image|>"},
+    {"processor_class": "MllamaProcessor"},
+    {
+        "image_processor_type": "MllamaImageProcessor",
+        "size": {"height": 28, "width": 28},
+        "max_image_tiles": 4,
+        "image_mean": [0.5, 0.4, 0.3],
+        "image_std": [0.3, 0.2, 0.25],
+    },
+    "<|image|>",
+)
+"""Its decoder attends to images. The token that stands for one has no logit."""
 
 
 def tokenizer(tokens: dict[str, str]) -> PreTrainedTokenizerFast:
@@ -219,7 +249,7 @@ def tokenizer(tokens: dict[str, str]) -> PreTrainedTokenizerFast:
 
 def make(name: str, folder: Path, seed: int = 0) -> Any:
     """Saves a model of a kind, and returns the library's."""
-    kind = KINDS[name]
+    kind = MLLAMA if name == "mllama" else KINDS[name]
     config = kind.config()
     torch.manual_seed(seed)
     model = transformers.AutoModelForImageTextToText.from_config(config, dtype=torch.float32).eval()

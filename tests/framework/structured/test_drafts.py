@@ -15,7 +15,8 @@ from framework.sampling_params import RequestOutputKind
 from framework.structured.backends.llguidance import LlguidanceBackend, LlguidanceMatcher
 from framework.structured.matchers import LEADS_NOWHERE
 
-from ...speculating import Job, Oracle, check_equal, comes, make_engine, serve
+from ...speculating import Job, Oracle, check_equal, comes, make_engine
+from ..engines import run
 from .vocabularies import TOKENIZER
 
 SCHEMA = {
@@ -43,20 +44,20 @@ def long_keys() -> list[Job]:
 @pytest.mark.parametrize("in_flight_steps", [1, 2])
 def test_forced_tokens_are_drafts_that_stand(in_flight_steps: int) -> None:
     plain = make_engine()
-    expected = serve(plain, long_keys())
+    expected = run(plain, long_keys())
     scheduler = SchedulerConfig(max_num_seqs=4, in_flight_steps=in_flight_steps)
     drafting = make_engine({"method": "forced", "num_speculative_tokens": 7}, scheduler=scheduler)
-    check_equal(serve(drafting, long_keys()), expected)
+    check_equal(run(drafting, long_keys()), expected)
     drafts = drafting.stats().drafts
     assert sum(drafts.accepted) > 0.95 * sum(drafts.drafts) > 90
     assert drafting.stats().num_steps < 0.45 * plain.stats().num_steps
 
 
 def test_forced_tokens_come_before_what_a_proposer_says() -> None:
-    expected = serve(make_engine(), long_keys())
+    expected = run(make_engine(), long_keys())
     Oracle.comes = {str(i): [] for i in range(4)}  # it knows nothing
     drafting = make_engine({"method": "tests.speculating:Prophet", "num_speculative_tokens": 7})
-    check_equal(serve(drafting, long_keys()), expected)
+    check_equal(run(drafting, long_keys()), expected)
     assert sum(drafting.stats().drafts.accepted) > 90
 
 
@@ -71,7 +72,7 @@ class Misled(Oracle):
 
 def test_a_draft_that_leads_a_grammar_nowhere_ends_no_request_that_would_not_take_it(monkeypatch: pytest.MonkeyPatch) -> None:
     jobs: list[Job] = [([400], SamplingParams(seed=7, max_tokens=20, structured_outputs={"regex": "[a-z]{12}"}))]  # type: ignore[arg-type]
-    expected = serve(make_engine(), jobs)
+    expected = run(make_engine(), jobs)
     Oracle.comes, fill, num_dead = comes(jobs, expected), LlguidanceBackend.fill, 0
 
     def lead_nowhere(
@@ -85,7 +86,7 @@ def test_a_draft_that_leads_a_grammar_nowhere_ends_no_request_that_would_not_tak
 
     monkeypatch.setattr(LlguidanceBackend, "fill", lead_nowhere)
     drafting = make_engine({"method": f"{__name__}:Misled", "num_speculative_tokens": 1})
-    check_equal(serve(drafting, jobs), expected)
+    check_equal(run(drafting, jobs), expected)
     assert num_dead > 3
 
 
@@ -95,11 +96,11 @@ def test_the_end_is_held_back_behind_drafts_as_long_as_without() -> None:
     for i in range(4):
         given: Any = {"structured_outputs": {"regex": "[ab]*"}, "logit_bias": {0: 60.0}, "stop_token_ids": [0]}
         jobs.append(([400 + i], SamplingParams(seed=i, max_tokens=20, min_tokens=3 + i, **given)))
-    expected = serve(make_engine(), jobs)
+    expected = run(make_engine(), jobs)
     assert [len(output.outputs[0].token_ids) for output in expected] == [4, 5, 6, 7]
     Oracle.comes = {name: tokens[:-1] + [300] * 4 for name, tokens in comes(jobs, expected).items()}
     drafting = make_engine({"method": "tests.speculating:Prophet", "num_speculative_tokens": 4})
-    check_equal(serve(drafting, jobs), expected)
+    check_equal(run(drafting, jobs), expected)
     assert sum(drafting.stats().drafts.accepted) > 8
 
 

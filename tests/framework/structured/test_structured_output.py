@@ -30,7 +30,8 @@ from framework.structured.backends.xgrammar import XgrammarBackend
 from framework.structured.config import StructuredOutputsConfig
 from framework.structured.watched import MAX_STUCK, WatchedThread
 
-from ...test_exactness import SHARED_PREFIX, Job, run, tokens
+from ...test_exactness import SHARED_PREFIX, Job
+from ..engines import run, tokens
 from .vocabularies import EOS, PIECES, TOKENIZER
 
 SCHEMA = {

@@ -15,7 +15,8 @@ from framework import SamplingParams
 from framework.config import CacheConfig, SchedulerConfig
 from framework.engine.engine import Engine
 from framework.worker.drafting.proposer import Verified
-from tests.speculating import METHODS, SHARED_PREFIX, Job, make_engine, serve
+from tests.framework.engines import run
+from tests.speculating import METHODS, SHARED_PREFIX, Job, make_engine
 from triton_kernels.impls._shared.native_code import library_reasons
 
 Drafts = dict[tuple[int, ...], tuple[int, ...]]
@@ -45,7 +46,7 @@ def watched(engine: Engine, jobs: list[Job]) -> Drafts:
                 found[tuple(before[0])] = tuple(runner.rows.tokens[seat, newest + 1 : end].tolist())
 
     runner._proposer.propose = watching
-    serve(engine, jobs)
+    run(engine, jobs)
     return found
 
 

@@ -18,7 +18,8 @@ from framework.speculation.config import SpeculativeConfig
 from framework.worker.drafting.head import MedusaHeads, over_all_tokens
 from framework.worker.drafting.proposer import Verified
 from framework.worker.step_rows import StepRows
-from tests.speculating import METHODS, Job, Oracle, check_equal, comes, make_engine, serve
+from tests.framework.engines import run
+from tests.speculating import METHODS, Job, Oracle, check_equal, comes, make_engine
 
 TINY_DRAFT = read_json(resolve_model("tiny-draft"), "config.json")
 
@@ -35,7 +36,7 @@ def mean_length(speculative: dict[str, Any], jobs: list[Job], **scheduler: int) 
     engine = make_engine(
         {**speculative, "num_speculative_tokens": 3}, scheduler=SchedulerConfig(max_num_seqs=4, **scheduler), kernels="auto"
     )
-    check_equal(serve(engine, jobs), serve(make_engine(kernels="auto"), jobs, together=False))
+    check_equal(run(engine, jobs), run(make_engine(kernels="auto"), jobs, together=False))
     drafts = engine.stats().drafts
     return 1 + sum(drafts.accepted) / drafts.drafts[0]
 
@@ -55,10 +56,10 @@ def test_heads_draft_as_well_when_served_as_when_they_were_measured() -> None:
 def test_rows_behind_wrong_drafts_have_log_probabilities_of_their_own() -> None:
     params = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True, logprobs=1)
     jobs = [([*range(300 + i, 310 + i)], params) for i in range(3)]
-    expected = serve(make_engine(kernels="auto"), jobs)
+    expected = run(make_engine(kernels="auto"), jobs)
     Oracle.comes = comes(jobs, expected)
     engine = make_engine({**METHODS["oracle"], "num_speculative_tokens": 3}, kernels="auto")
-    check_equal(serve(engine, jobs), expected)
+    check_equal(run(engine, jobs), expected)
     drafts = engine.stats().drafts
     assert 0 < sum(drafts.accepted) < sum(drafts.drafts)
 
@@ -75,7 +76,7 @@ def test_beyond_the_drafts_longest_sequence_generation_goes_on_without() -> None
     short = {**TINY_DRAFT, "max_position_embeddings": 40}
     jobs: list[Job] = [([5] * 30, SamplingParams(max_tokens=60, ignore_eos=True, seed=1)), ([7] * 60, SamplingParams(seed=2))]
     engine = dummy(architecture=short)
-    check_equal(serve(engine, jobs), serve(dummy(), jobs))
+    check_equal(run(engine, jobs), run(dummy(), jobs))
     assert 0 < sum(engine.stats().drafts.drafts) <= 3 * 10
 
 

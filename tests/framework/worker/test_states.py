@@ -17,6 +17,8 @@ from framework.engine.step import StepInput
 from framework.speculation.config import SpeculativeConfig
 from framework.worker.local_executor import LocalExecutor
 
+from ..engines import finish
+
 JAMBA: dict[str, Any] = {
     "model_type": "jamba",
     "vocab_size": 512,
@@ -128,6 +130,31 @@ def check_rows(architecture: dict[str, Any], num_requests: int, seed: int, num_s
 def test_no_row_leaks_or_is_read_before_it_is_written(architecture: dict[str, Any], num_snapshots: int) -> None:
     admitted, preempted, aborted = check_rows(architecture, 25, 0, num_snapshots)
     assert admitted > 25 - aborted and aborted and (preempted or architecture is MAMBA2)
+
+
+@pytest.mark.parametrize("architecture", [JAMBA, MAMBA2], ids=["jamba", "mamba2"])
+def test_states_of_several_requests_are_kept_and_read_in_one_step(architecture: dict[str, Any]) -> None:
+    params, jobs = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True), [list(range(i, i + 9)) for i in (20, 50, 80)]
+
+    def serve(engine: Engine) -> list[list[int]]:
+        for index, prompt in enumerate(jobs):
+            engine.add_request(str(index), prompt, params)
+        done = finish(engine)
+        return [done[str(index)].outputs[0].token_ids for index in range(len(jobs))]
+
+    kernels = {"default": "reference"}
+    expected = serve(build_engine(config(architecture, kernels=kernels)))
+    engine = build_engine(config(architecture, cache=CacheConfig(4, num_blocks=200, state_snapshots=3), kernels=kernels))
+    moved: list[tuple[int, int]] = []
+    step = executor_of(engine)._step
+
+    def watch(found: StepInput) -> Any:
+        moved.append((len(found.snapshots), sum(request.snapshot >= 0 for request in found.new)))
+        return step(found)
+
+    executor_of(engine)._step = watch
+    assert serve(engine) == serve(engine) == expected
+    assert (3, 0) in moved and (0, 3) in moved
 
 
 @pytest.mark.slow
