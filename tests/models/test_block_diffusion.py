@@ -58,6 +58,7 @@ LLADA2 = {
     "model_type": "llada2_moe",
     "architectures": ["LLaDA2MoeModelLM"],
     "mask_token_id": MASK,
+    "use_bias": False,
     "rope_theta": 10000.0,
     "partial_rotary_factor": 0.5,
     "num_experts": 8,

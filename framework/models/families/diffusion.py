@@ -1,4 +1,5 @@
-"""Models of block diffusion: SDAR (arXiv 2510.06303) in the shapes of Qwen3, LLaDA2 (arXiv 2512.15745) in those of Ling 2."""
+"""Models of block diffusion: SDAR (arXiv 2510.06303) in the shapes of Qwen3, LLaDA2 (arXiv 2512.15745) in those of Ling 2. What a
+config.json leaves out is as in the configuration_llada2_moe.py beside the published weights."""
 
 from __future__ import annotations
 
@@ -55,25 +56,23 @@ _LLADA2 = replace(
         "block_size": 32,
         "mask_token_id": 156895,
         "block_causal_prompt": True,
-        "default_theta": 6e5,
+        "default_theta": 1e4,
         "partial_rotary_factor": 0.5,
-        "head_dim": 128,
-        "num_key_value_heads": 4,
-        "max_position_embeddings": 32768,
-        "moe_intermediate_size": 512,
-        "num_experts": 256,
-        "num_experts_per_tok": 8,
-        "num_shared_experts": 1,
+        "max_position_embeddings": 16384,
+        "rms_norm_eps": 1e-5,
+        "num_experts": 16,
+        "num_experts_per_tok": 2,
+        "num_shared_experts": 0,
         "n_group": 8,
         "topk_group": 4,
-        "first_k_dense_replace": 1,
+        "first_k_dense_replace": 0,
         "norm_topk_prob": True,
         "routed_scaling_factor": 2.5,
         "score_function": "sigmoid",
         "moe_router_enable_expert_bias": True,
         "use_qk_norm": True,
         "use_qkv_bias": False,
-        "use_bias": False,
+        "use_bias": True,
     },
     biases=lambda config: where(config["use_qkv_bias"], "qkv") | where(config["use_bias"], "o"),
     qk_norm="head",
