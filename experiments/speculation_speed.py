@@ -13,6 +13,7 @@ drafts, of_best to the best setting but the adaptive one.
 from __future__ import annotations
 
 import math
+import random
 import sys
 import time
 from dataclasses import replace
@@ -64,7 +65,7 @@ DEPTHS: Settings = {
     **{f"ngram, {k}": {**NGRAM, "num_speculative_tokens": k} for k in (1, 3, 7)},
     "adaptive": {**NGRAM, "num_speculative_tokens": 7, "adaptive_depth": True},
 }
-MODES = {"methods": Mode({"none": {}, **METHODS}, {1: 20}), "depth": Mode({"none": {}, **DEPTHS}, {1: 20, 4: 12, 16: 12, 64: 8})}
+MODES = {"methods": Mode({"none": {}, **METHODS}, {1: 20}), "depth": Mode({"none": {}, **DEPTHS}, {1: 40, 4: 16, 16: 12, 64: 8})}
 
 
 class CpuClock(WallClock):
@@ -117,8 +118,7 @@ def compare(llms: dict[str, LLM], shares: dict[str, TimeShares], rounds: list[li
     before = {name: llm.engine.stats().drafts for name, llm in llms.items()}
     outputs: dict[str, list[list[RequestOutput]]] = {name: [] for name in llms}
     for nth, requests in enumerate(rounds):
-        for i in range(len(llms)):  # who comes first, changes
-            name = list(llms)[(nth + i) % len(llms)]
+        for name in random.Random(nth).sample(list(llms), len(llms)):  # whom one comes after, changes
             outputs[name].append(serve(llms[name], requests))
     times = {name: np.array([tpot_s(found) for found in of_rounds]) for name, of_rounds in outputs.items()}
     best = min((name for name in times if name != "adaptive"), key=lambda name: float(np.log(times[name]).mean()))

@@ -100,14 +100,15 @@ class Speculation:
         step = scheduled.step_input
         num_drafts = [wanted - 1 for wanted in step.num_logits if wanted]
         accepted = output.num_accepted or [0] * len(num_drafts)
-        was_busy = any(request.arrival_s < self._last_end_s for request in scheduled.sampling)  # since the step before
+        sampling = scheduled.sampling
+        was_busy = any(request.arrival_s < self._last_end_s for request in sampling)  # since the step before
         step_s, self._last_end_s = end_s - (self._last_end_s if was_busy else scheduled.submitted_s), end_s
         is_known = step_s > 0 and step.num_logits == step.num_tokens  # clocks may stand still
         rooms = [0] * len(scheduled.decodes) + [chunk.room for chunk in scheduled.chunks if chunk.num_logits]
         most = max(rooms, default=0)
         ended, all_right = [0] * (1 + most), [0] * (1 + most)  # rows by right drafts, and those of them that had no room for more
         again = again_right = 0
-        for request, room, count in zip(scheduled.sampling, rooms, accepted, strict=True):
+        for request, room, count in zip(sampling, rooms, accepted, strict=True):
             if room:
                 ended[count] += 1
                 all_right[count] += count == room

@@ -78,9 +78,13 @@ def example(kind: str, folder: Path) -> Example:
         if weight.dim() == 1:
             weight.data += 0.2 * torch.randn_like(weight)
         elif "relative" in name or "position" in name:
-            weight.data.normal_(std=2.0)
+            weight.data.normal_(std=4.0 if kind == "bart" else 2.0)
         else:
             inner = 1.0 if any(part in name for part in ("embed", "shared", "lm_head", "encoder_attn.out")) else 2.5
+            if kind == "bart" and ("fc" in name or ("decoder" in name and name.endswith(("v_proj.weight", "out_proj.weight")))):
+                inner *= 0.3  # or norms behind these leave nothing of the token, and all answers repeat one
+            if kind == "t5" and "shared" in name:
+                inner *= 0.03  # which give logits too: of each token the likeliest next one would be itself
             inner *= 24**-0.5 if name.endswith("Attention.q.weight") else 1.0  # of T5, which does not scale its scores
             weight.data.normal_(std=inner * weight[0].numel() ** -0.5)
     if kind == "bart":
@@ -146,7 +150,7 @@ def test_greedy_tokens_are_those_of_generate(kind: str, folder: Path) -> None:
     ]
     assert params.max_tokens is not None
     expected = [[found.generated(of_library(found, prompt), [2, *(begin or ())], params.max_tokens)] for prompt, begin in pairs]
-    assert len({token for (answer,) in expected for token in answer}) > 5, "answers that repeat themselves show little"
+    assert all(len(set(answer)) > 15 for (answer,) in expected), "answers that repeat themselves show little"
     assert len({str(answer) for answer in expected}) > 1, "answers depend on prompts"
     assert tokens(run(build(found), jobs)) == expected
 
