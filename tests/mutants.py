@@ -1048,6 +1048,10 @@ MUTANTS = [
     Mutant("a step lasts from its submission on", _SPECULATION, "if was_busy else", "if False else"),
     Mutant("a step lasts from the end of the one before, whenever that was", _SPECULATION, "if was_busy else", "if True else"),
     Mutant("steps with prompts tell how long drafts take", _SPECULATION, "step_s if is_known else None", "step_s"),
+    Mutant("a clock that jumps tells how long a step took", _SPECULATION, "0 < step_s < math.inf and", "0 < step_s and"),
+    Mutant("a step asked for as many drafts as there was room for", _SPECULATION, "scheduled.num_drafts, checked", "most, checked"),
+    Mutant("one new request, and there was nothing to do before", _SPECULATION, "any(request.arrival_s", "all(request.arrival_s"),
+    Mutant("all times are asked for", _DEPTH, "set(range(17))", "set(range(200))"),
     Mutant("drafts exceed the budget", _SCHEDULER, "min(num_drafts, most - 1)", "min(num_drafts, most)"),
     Mutant(
         "rows with drafts stand behind prompts", _SCHEDULED, "1 if self.num_logits > 1 else 2", "2 if self.num_logits > 1 else 1"

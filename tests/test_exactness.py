@@ -19,6 +19,7 @@ from framework.config import CacheConfig, ModelConfig, QuantConfig, SchedulerCon
 from framework.engine.engine import Engine
 from framework.outputs import RequestOutput
 from framework.speculation.config import SpeculativeConfig
+from framework.speculation.depth import Checked
 
 from . import speculating
 from .framework.engines import run, tokens
@@ -241,6 +242,30 @@ def test_speculation_was_put_to_the_test() -> None:
     happened = [speculating.check_mix(seed, without_speculation()) for seed in (6, 25)]
     totals = {key: sum(one[key] for one in happened) for key in happened[0] if key != "method"}
     assert all(totals.values()), totals
+
+
+class AnyDepth:
+    """A policy that asks for more and fewer drafts from step to step, and checks what it is told."""
+
+    def __init__(self, most: int) -> None:
+        self._most, self._random = most, random.Random(0)
+
+    def of(self, num_running: int) -> int:
+        return self._random.choice([0, self._most, self._random.randint(0, self._most)])
+
+    def observe(self, step: Checked) -> None:
+        again, again_right = step.after_right
+        assert len(step.checked) == len(step.accepted) <= step.k <= self._most
+        numbers = [step.num_rows, *(n for both in zip(step.checked, step.accepted) for n in both)]
+        assert numbers == sorted(numbers, reverse=True), "a draft is checked where those before it were right"
+        assert again_right <= again <= step.num_rows and again - again_right <= sum(step.checked[:1]) - sum(step.accepted[:1])
+
+
+@pytest.mark.parametrize("seed", [206, 208])
+def test_speculation_changes_nothing_at_any_depth_of_each_step(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of drafts that the host makes, and the device."""
+    monkeypatch.setattr("framework.build.depth_of", lambda config, step_time: AnyDepth(config.num_speculative_tokens))
+    assert speculating.check_mix(seed, without_speculation())["drafts"] > 0
 
 
 LATENT = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import reprlib
 from collections.abc import Callable, Sequence
 from itertools import accumulate
@@ -103,7 +104,7 @@ class Speculation:
         sampling = scheduled.sampling
         was_busy = any(request.arrival_s < self._last_end_s for request in sampling)  # since the step before
         step_s, self._last_end_s = end_s - (self._last_end_s if was_busy else scheduled.submitted_s), end_s
-        is_known = step_s > 0 and step.num_logits == step.num_tokens  # clocks may stand still
+        is_known = 0 < step_s < math.inf and step.num_logits == step.num_tokens  # clocks may stand still
         rooms = [0] * len(scheduled.decodes) + [chunk.room for chunk in scheduled.chunks if chunk.num_logits]
         most = max(rooms, default=0)
         ended, all_right = [0] * (1 + most), [0] * (1 + most)  # rows by right drafts, and those of them that had no room for more

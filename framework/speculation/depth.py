@@ -91,9 +91,10 @@ class AdaptiveDepth:
 
     def __init__(self, most: int, step_time: StepTime | None = None) -> None:
         self._most, self._step_time = most, step_time
-        # To try one costs steps. Those left out bring a percent more at most.
-        some = range(1 + most) if step_time is not None else (0, 1, 2, 3, 5, 8, 12, 18, 27, 40)
-        self._depths = [*(k for k in some if k < most), most]
+        # To try one costs steps, to ask for the time of one some of the host's. Those left out bring a percent more at most, but
+        # for times that jump between their neighbours.
+        some = {0, 1, 2, 3, 5, 8, 12, 18, 27, 40, 60, 90} | (set() if step_time is None else set(range(17)))
+        self._depths = [*sorted(k for k in some if k < most), most]
         # Of first drafts after wrong ones, first drafts after right ones, second ones, third ones, ...
         self._checked, self._accepted = [0.0] * (1 + most), [0.0] * (1 + most)
         self._new_checked, self._new_accepted = [0] * (1 + most), [0] * (1 + most)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 from typing import Any
 
@@ -81,13 +82,18 @@ def test_what_a_step_tells_about_depth() -> None:
     assert told([0, 0, 3, 1], [prompt], 2.0, 3.0) == (4, 3, [3, 2, 1], [2, 1, 1], (1, 1), None)
     assert told([0, 0, 0, 0], [], 3.0, 3.0) == (4, 3, [3, 0, 0], [0, 0, 0], (1, 0), None), "a clock that stands still"
     assert told([0, 0, 0, 0], [], 3.5, 4.0)[-1] == 1.0, "the host worked between the steps"
+    assert [told([0, 0, 0, 0], [], 4.0, end_s)[-1] for end_s in (math.inf, math.nan, 3.0, 4.0)] == [None, None, None, 1.0], (
+        "it jumps"
+    )
+    requests[0].arrival_s = 4.25
+    assert told([0, 0, 0, 0], [], 4.5, 5.0)[-1] == 1.0, "others were there"
     for request in requests:
-        request.arrival_s = 4.25
-    assert told([0, 0, 0, 0], [], 4.5, 5.0)[-1] == 0.5, "there was nothing to do"
+        request.arrival_s = 5.25
+    assert told([0, 0, 0, 0], [], 5.5, 6.0)[-1] == 0.5, "there was nothing to do"
 
 
 def test_a_step_without_room_for_drafts_says_nothing_about_them() -> None:
     policy, request = Noting(), SimpleNamespace(was_right=True, arrival_s=0.0)
-    scheduled = ScheduledStep(StepInput(0, [0], [1], [1]), [request], [], num_drafts=0)  # type: ignore[list-item]
+    scheduled = ScheduledStep(StepInput(0, [0], [1], [1]), [request], [], num_drafts=2)  # type: ignore[list-item]
     Speculation(policy, 20).observe(scheduled, StepOutput(0, [], num_accepted=[0]), 1.0)
-    assert policy.told == [(1, 0, [], [], (0, 0), 1.0)] and request.was_right
+    assert policy.told == [(1, 2, [], [], (0, 0), 1.0)] and request.was_right

@@ -164,6 +164,35 @@ def test_adaptive_knows_a_row_that_may_have_no_draft_from_one_whose_draft_is_wro
     assert depths(1000, [2, 0, 0], [0, 0, 0], (0, 0))[-100:].count(0) > 80
 
 
+def test_adaptive_asks_for_few_times_where_many_drafts_are_possible() -> None:
+    asked = set[int]()
+
+    def step_s(rows: int, k: int) -> float:
+        asked.add(k)
+        return 1.0 + 0.01 * k
+
+    policy = AdaptiveDepth(128, step_s)
+    for _ in range(200):
+        k = policy.of(1)
+        policy.observe(Checked(1, k, [1] * k, [1] * k, (1, 1) if k else (0, 0), None))
+    assert policy.of(1) == 128 and len(asked) < 30
+
+
+@pytest.mark.parametrize("most", [1, 100])
+def test_adaptive_bears_whatever_it_is_told(most: int) -> None:
+    """Batches that jump between 1 and 64 rows, steps that brought nobody a token, times from a nanosecond to a year or unknown."""
+    rng, policy = np.random.default_rng(0), AdaptiveDepth(most)
+    for _ in range(3000):
+        rows = int(rng.choice([1, 2, 63, 64]))
+        k = policy.of(rows)
+        assert 0 <= k <= most
+        told = int(rng.integers(k + 1))  # there was room for fewer
+        chances = rng.choice([0.0, 0.5, 1.0])
+        checked, accepted, after_right = Text(rows).check(told, [chances] * told)
+        taken_s = rng.choice([None, 1e-9, 1e-3, 3e7])
+        policy.observe(Checked(0 if rng.random() < 0.1 else rows, k, checked, accepted, after_right, taken_s))
+
+
 def test_a_schedule_goes_by_the_number_of_requests() -> None:
     config = SpeculativeConfig("ngram", 4, num_speculative_tokens_per_batch_size=[[1, 2, 4], [3, 8, 1], [9, 16, 0]])
     config.validate()
