@@ -239,7 +239,8 @@ TESTS: dict[str, list[str]] = {
     **{key: [_MLLAMA_TESTS] for key in (_ENCODED_ROWS, _ENCODER_RUNNER, _IMAGE_ENCODER, _BINDER)},
     **dict.fromkeys((_TOWER, _TILES), _INTERNVL_TESTS),
     **dict.fromkeys((_PHI3_TOWER, _CROPS), _PHI3_TESTS),
-    **dict.fromkeys((_SQUARES, _COGVLM_TOWER, _VISUAL_EXPERTS, _VISION, _MODEL_LOAD), _COGVLM_TESTS),
+    **dict.fromkeys((_SQUARES, _COGVLM_TOWER, _VISUAL_EXPERTS, _MODEL_LOAD), _COGVLM_TESTS),
+    _VISION: [*_COGVLM_TESTS, _MLLAMA_TESTS],
     _CATALOG: ["tests/framework/cli/test_models.py"],
     _HUB: ["tests/framework/models/test_loading.py", "tests/framework/models/pooling/test_sentence_transformers.py"],
     _TORCH_FILE: ["tests/framework/models/test_torch_files.py"],
@@ -1790,6 +1791,14 @@ MUTANTS = [
     Mutant(
         "images begin within blocks", _ENCODING, "start += -(-length // self._block_size) * self._block_size", "start += length"
     ),
+    Mutant("tokens come of an image that was not encoded", _ENCODER_RUNNER, "failed[step.seats.index(new.seat)] = ", "_ = "),
+    Mutant(
+        "tiles of another tower are taken",
+        _IMAGE_PROMPTS,
+        "(height, width, images.max_image_tiles) != (side, side, tiles)",
+        "False",
+    ),
+    Mutant("layers are taken that are not there", _VISION, "<= tower.num_hidden_layers for", "<= layer for"),
     Mutant("images apart are seen as if side by side", _ENCODING, "or image.start != sides[-1][-1].end", ""),
     Mutant("padding of tiles is seen", _IMAGE_ENCODER, "[0, 0, :tiles]", "[0, 0]"),
     Mutant("keys of images have no norm", _ATTENTION, "k = self.k_norm(k)", "pass"),
