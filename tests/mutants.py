@@ -1713,6 +1713,8 @@ MUTANTS = [
         "(self._head(hidden).float() / self._softcap)",
     ),
     Mutant("what is said is not scaled", _DIFFUSION_GEMMA, " * embed.embed_scale.to(self.dtype)", ""),
+    Mutant("more experts are taken than there are", _REDRAWS, 'config["top_k_experts"] > config["num_experts"]', "False"),
+    Mutant("logits may have no cap", _REDRAWS, 'check_positive(config, "final_logit_softcapping")', "pass"),
     Mutant("weights that are not shared are passed over", _REDRAWS, 'config.get("tie_word_embeddings") is False', "False"),
     Mutant("rows of prefixes are in no plan", _CACHE_MEMORY, "max_num_seqs + config.cache.state_snapshots", "max_num_seqs"),
     Mutant("a prefix is found without its states", _MANAGER, "shorter = snapshots.longest(hashes, limit)", "shorter = limit"),
