@@ -239,7 +239,8 @@ TESTS: dict[str, list[str]] = {
     **{key: [_MLLAMA_TESTS] for key in (_ENCODED_ROWS, _ENCODER_RUNNER, _IMAGE_ENCODER, _BINDER)},
     **dict.fromkeys((_TOWER, _TILES), _INTERNVL_TESTS),
     **dict.fromkeys((_PHI3_TOWER, _CROPS), _PHI3_TESTS),
-    **dict.fromkeys((_SQUARES, _COGVLM_TOWER, _VISUAL_EXPERTS, _VISION, _MODEL_LOAD), _COGVLM_TESTS),
+    **dict.fromkeys((_SQUARES, _COGVLM_TOWER, _VISUAL_EXPERTS, _MODEL_LOAD), _COGVLM_TESTS),
+    _VISION: [*_COGVLM_TESTS, _MLLAMA_TESTS],
     _CATALOG: ["tests/framework/cli/test_models.py"],
     _HUB: ["tests/framework/models/test_loading.py", "tests/framework/models/pooling/test_sentence_transformers.py"],
     _TORCH_FILE: ["tests/framework/models/test_torch_files.py"],
@@ -1716,6 +1717,8 @@ MUTANTS = [
         "(self._head(hidden).float() / self._softcap)",
     ),
     Mutant("what is said is not scaled", _DIFFUSION_GEMMA, " * embed.embed_scale.to(self.dtype)", ""),
+    Mutant("more experts are taken than there are", _REDRAWS, 'config["top_k_experts"] > config["num_experts"]', "False"),
+    Mutant("logits may have no cap", _REDRAWS, 'check_positive(config, "final_logit_softcapping")', "pass"),
     Mutant("weights that are not shared are passed over", _REDRAWS, 'config.get("tie_word_embeddings") is False', "False"),
     Mutant("rows of prefixes are in no plan", _CACHE_MEMORY, "max_num_seqs + config.cache.state_snapshots", "max_num_seqs"),
     Mutant("a prefix is found without its states", _MANAGER, "shorter = snapshots.longest(hashes, limit)", "shorter = limit"),
@@ -1794,6 +1797,14 @@ MUTANTS = [
     Mutant(
         "images begin within blocks", _ENCODING, "start += -(-length // self._block_size) * self._block_size", "start += length"
     ),
+    Mutant("tokens come of an image that was not encoded", _ENCODER_RUNNER, "failed[step.seats.index(new.seat)] = ", "_ = "),
+    Mutant(
+        "tiles of another tower are taken",
+        _IMAGE_PROMPTS,
+        "(height, width, images.max_image_tiles) != (side, side, tiles)",
+        "False",
+    ),
+    Mutant("layers are taken that are not there", _VISION, "<= tower.num_hidden_layers for", "<= layer for"),
     Mutant("images apart are seen as if side by side", _ENCODING, "or image.start != sides[-1][-1].end", ""),
     Mutant("padding of tiles is seen", _IMAGE_ENCODER, "[0, 0, :tiles]", "[0, 0]"),
     Mutant("keys of images have no norm", _ATTENTION, "k = self.k_norm(k)", "pass"),

@@ -20,7 +20,7 @@ def library_config(config: ModelConfig, folder: Path | None, model_type: str) ->
             return transformers.AutoConfig.for_model(model_type, **given)
         return transformers.AutoConfig.from_pretrained(folder, **given)
     except Exception as error:  # configurations check themselves, each in its way
-        raise _refused(config, error) from error
+        raise refused(config, error) from error
 
 
 def num_library_weights(config: ModelConfig, found: Any, kind: Any = transformers.AutoModelForCausalLM) -> int:
@@ -30,11 +30,12 @@ def num_library_weights(config: ModelConfig, found: Any, kind: Any = transformer
         with torch.device("meta"):
             model: Any = kind.from_config(found)
     except Exception as error:  # likewise
-        raise _refused(config, error) from error
+        raise refused(config, error) from error
     return sum(weight.numel() for weight in model.parameters())
 
 
-def _refused(config: ModelConfig, error: Exception) -> ValueError:
+def refused(config: ModelConfig, error: Exception) -> ValueError:
+    """What to raise where the library raised ``error`` for a config.json."""
     said = " ".join(str(error).split())[:500]
     return ValueError(
         f"model {config.name!r} cannot run: transformers {transformers.__version__} refuses its config.json (or "

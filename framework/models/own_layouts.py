@@ -1,4 +1,4 @@
-"""Fields in the config.json of models whose code stands beside their weights, so that nobody else checks them."""
+"""Fields in the config.json of models whose code stands beside their weights, or whose library lets all pass."""
 
 from __future__ import annotations
 

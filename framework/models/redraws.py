@@ -8,14 +8,20 @@ from typing import Any
 
 from ..engine.redrawing import Redraws
 from .native import Diffusion
+from .own_layouts import check_positive, check_sizes
 
 
 def read_redraws(config: Mapping[str, Any], generation: Mapping[str, Any]) -> Diffusion:
     """Of a config.json, with its text model's fields on top, and a generation_config.json; either may leave out all, and what the
     library puts there is taken then. Raises ValueError for values of a wrong kind, and for what cannot be served."""
-    size = config.get("canvas_length") or 256
-    if type(size) is not int or size < 1:
-        raise ValueError(f"the model's config.json (or model.architecture) has canvas_length={size!r}, expected a positive number")
+    config = {"canvas_length": 256, "sliding_window": 512, "final_logit_softcapping": 30.0, **config}
+    check_sizes(config, "canvas_length", "sliding_window", "num_experts", "top_k_experts")
+    check_positive(config, "final_logit_softcapping")
+    if config["top_k_experts"] > config["num_experts"]:
+        raise ValueError(
+            f"the model's config.json (or model.architecture) has top_k_experts={config['top_k_experts']}, of "
+            f"num_experts={config['num_experts']}"
+        )
     if config.get("use_bidirectional_attention") == "all":
         raise ValueError(
             "the model's config.json (or model.architecture) has use_bidirectional_attention='all', with which nothing of a prompt "
@@ -36,7 +42,7 @@ def read_redraws(config: Mapping[str, Any], generation: Mapping[str, Any]) -> Di
     if coldest >= hottest:
         raise ValueError(f"the model's generation_config.json has t_min={coldest} and t_max={hottest}: t_min must be less")
     return Diffusion(
-        size,
+        config["canvas_length"],
         None,
         causal_prompt=True,
         redraws=Redraws(

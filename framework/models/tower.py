@@ -18,7 +18,7 @@ from ..plan import KernelPlan
 from . import cogvlm, internvl_chat, phi3_v
 from .cogvlm_tower import CogVlmTower
 from .hub import read_json
-from .library import library_config
+from .library import library_config, refused
 from .phi3_tower import Phi3VisionTower
 from .read import ModelInfo
 from .tensor_files import TensorFiles, tensor_files
@@ -82,7 +82,11 @@ def _modules(config: ModelConfig, info: ModelInfo) -> Any:
         return Phi3VisionTower(*phi3_v.tower_sizes(info.config))
     if info.vision.model_type == cogvlm.TYPE:
         return CogVlmTower(cogvlm.tower_sizes(info.config))
-    model = _KIND.from_config(tower_config(config, info.folder, info.vision.model_type), dtype=getattr(torch, info.dtype)).model
+    found = tower_config(config, info.folder, info.vision.model_type)
+    try:
+        model = _KIND.from_config(found, dtype=getattr(torch, info.dtype)).model
+    except Exception as error:  # modules check what they are made of each in its way
+        raise refused(config, error) from error
     model.language_model = None
     return model
 

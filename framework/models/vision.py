@@ -10,6 +10,7 @@ from typing import Any, Final
 from ..config import ModelConfig
 from . import cogvlm, internvl_chat, phi3_v
 from .native import Architecture
+from .own_layouts import check_sizes
 
 IMAGE_TYPES: Final = (
     cogvlm.TYPE,
@@ -108,6 +109,13 @@ def read_vision(config: ModelConfig, found: Mapping[str, Any], folder: Path | No
     merged = {**found, **text, **({} if tied is None else {"tie_word_embeddings": tied}), **kept, **_given(config, text)}
     if model_type == "mllama":
         tower = theirs.vision_config
+        check_sizes(vars(tower), "image_size", "patch_size", "max_num_tiles", "num_hidden_layers", within="vision_config")
+        taken = tower.intermediate_layers_indices
+        if not all(0 <= layer <= tower.num_hidden_layers for layer in taken):
+            raise ValueError(
+                f"the model's config.json (or model.architecture) has vision_config.intermediate_layers_indices={taken}, expected "
+                f"numbers from 0 to num_hidden_layers={tower.num_hidden_layers}"
+            )
         tile = (tower.image_size // tower.patch_size) ** 2 + 1
         return merged, Vision(model_type, theirs.image_token_id, theirs.image_token_id, tile=tile, max_tiles=tower.max_num_tiles)
     window = merged.get("sliding_window")

@@ -30,8 +30,16 @@ class CrossedImages:
     """Called as a processor of the library is, for one image that layers attend to. processor: of the library, which would tell
     which tokens see it, too; we know."""
 
-    def __init__(self, processor: Any) -> None:
+    def __init__(self, processor: Any, tower: Any) -> None:
+        """tower: the library's configuration of it. Raises ValueError for tiles that it does not take."""
         self.chat_template, self._processor = processor.chat_template, processor
+        images, side, tiles = processor.image_processor, tower.image_size, tower.max_num_tiles
+        height, width = images.size["height"], images.size["width"]
+        if (height, width, images.max_image_tiles) != (side, side, tiles):  # of another number, shapes have other ids, too
+            raise ValueError(
+                f"it makes {images.max_image_tiles} tiles of {height} x {width} (max_image_tiles, size), but the tower takes "
+                f"{tiles} of {side} x {side} (max_num_tiles, image_size of vision_config)"
+            )
 
     def __call__(self, images: Sequence[np.ndarray], text: Sequence[str], input_data_format: str, **_: Any) -> dict[str, Any]:
         """Its tiles, with padding, how they lie and which are there; and its placeholder, which stays."""
@@ -244,7 +252,9 @@ class ImagePrompts:
             found = kind(images, self._tokenizer, **known)
             if found.image_token != self.placeholder:
                 raise ValueError(f"it calls an image {found.image_token!r}, and the model's config.json {self.placeholder!r}")
-            return found if self.views is None else CrossedImages(found)
+            if self.views is None:
+                return found
+            return CrossedImages(found, transformers.MllamaConfig(vision_config=self._config.get("vision_config")).vision_config)
         except Exception as error:  # files are missing, no JSON, of another model, the tokenizer lacks a token, ...
             raise ValueError(
                 f"the model cannot take images: of the processor in {self._folder} transformers {transformers.__version__} says "

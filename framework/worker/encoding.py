@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 
 import numpy as np
@@ -14,7 +15,9 @@ from ..models.encoder import Encoder
 from ..models.image_encoder import ImageEncoder
 from ..plan import BoundKernel, LayerKV
 from .request_rows import RequestRows
-from .transfer import to_device
+from .transfer import is_device_loss, to_device
+
+_logger = logging.getLogger(__name__)
 
 
 class EncoderRunner:
@@ -36,13 +39,22 @@ class EncoderRunner:
         self._encoder, self._decoder, self._rows, self._caches = encoder, decoder, rows, caches
         self.groups, self._slot_mapping = groups, slot_mapping
 
-    def apply(self, step: StepInput) -> None:
-        """After the rows have taken in the step."""
+    def apply(self, step: StepInput) -> dict[int, str]:
+        """After the rows have taken in the step. Row -> why what its request gave was not encoded."""
+        failed = {}
         for new in step.new:
             if new.encoder_input is not None:
-                encoded = self._encoder.encode(new.encoder_input)
+                try:
+                    encoded = self._encoder.encode(new.encoder_input)
+                except Exception as error:
+                    if is_device_loss(error):
+                        raise
+                    _logger.error("an encoder failed", exc_info=error)
+                    failed[step.seats.index(new.seat)] = f"an encoder failed: {type(error).__name__}: {error}"
+                    continue
                 slots = self._slots(new.seat, new.encoder_input.num_tokens, _places(new.encoder_input))
                 self._decoder.store_encoded(encoded, self._caches, slots)
+        return failed
 
     def _slots(self, seat: int, count: int, places: np.ndarray) -> dict[int, torch.Tensor]:
         """count: places in all."""

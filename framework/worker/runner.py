@@ -166,11 +166,10 @@ class Runner:
         self.rows.apply(step)
         if self.images is not None:
             self.images.apply(step)
-        if self._encoder is not None:
-            self._encoder.apply(step)
+        failed = {} if self._encoder is None else self._encoder.apply(step)
         if self._canvases is not None:
             self._canvases.apply(step)
-        failed = self._add_to_sampler(step)
+        failed |= self._add_to_sampler(step)
         self._copy(step.copies)
         self._copy_states([(self._num_seats + new.snapshot, new.seat) for new in step.new if new.snapshot >= 0])
         kept = [(seat, self._num_seats + snapshot) for seat, snapshot in step.snapshots]

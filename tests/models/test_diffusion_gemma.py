@@ -336,6 +336,11 @@ def test_dummy_weights_generate() -> None:
 REFUSED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({"canvas_length": -1}, {}, "canvas_length=-1"),
     ({"canvas_length": "8"}, {}, "canvas_length='8'"),
+    ({"canvas_length": 0}, {}, "canvas_length=0"),
+    ({"text_config": {**TEXT, "sliding_window": 0}}, {}, "sliding_window=0"),
+    ({"text_config": {**TEXT, "top_k_experts": 5}}, {}, "top_k_experts=5, of num_experts=4"),
+    ({"text_config": {**TEXT, "final_logit_softcapping": None}}, {}, "final_logit_softcapping=None"),
+    ({"text_config": {**TEXT, "final_logit_softcapping": 0.0}}, {}, "final_logit_softcapping=0.0"),
     ({"tie_word_embeddings": False}, {}, "tie_word_embeddings=false"),
     ({"text_config": {**TEXT, "use_bidirectional_attention": "all"}}, {}, "use_bidirectional_attention='all'"),
     ({"text_config": 3}, {}, "text_config=3"),

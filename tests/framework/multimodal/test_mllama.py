@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import random
 from dataclasses import dataclass
 from functools import cache
@@ -349,6 +350,60 @@ def test_truncated_files_are_refused(lively: Example) -> None:
         build(lively).add_request(
             "wrong", {"prompt": "<|image|>", "multi_modal_data": {"image": cut}}, SamplingParams(max_tokens=2)
         )
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_an_encoder_that_fails_ends_its_request_and_no_others(depth: int, lively: Example, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = build(lively, scheduler=SchedulerConfig(max_num_seqs=8, max_num_batched_tokens=40, in_flight_steps=depth))
+    names, params = ("start", "text", "middle"), SamplingParams(temperature=0, max_tokens=6, ignore_eos=True)
+    expected, encode = tokens(run(engine, [(given(name), params) for name in names])), ImageEncoder.encode
+    broken = engine.inputs.prompt(given("middle")).images[0].key
+
+    def failing(self: ImageEncoder, found: Any) -> torch.Tensor:
+        if found.images[0].key == broken:
+            raise MemoryError("no room")
+        return encode(self, found)
+
+    monkeypatch.setattr(ImageEncoder, "encode", failing)
+    for name in names:
+        engine.add_request(name, given(name), params)
+    done = finish(engine)
+    assert [done[name].error for name in ("start", "text")] == [None, None]
+    assert "an encoder failed: MemoryError: no room" in str(done["middle"].error)
+    assert tokens([done["start"], done["text"]]) == expected[:2]
+    monkeypatch.undo()
+    assert tokens(run(engine, [(given(name), params) for name in names])) == expected
+    assert engine.manager.pool.num_free == engine.manager.pool.num_blocks - 1
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"patch_size": 0}, "vision_config.patch_size=0, expected a positive"),
+        ({"image_size": -28}, "vision_config.image_size=-28, expected a positive"),
+        (
+            {"intermediate_layers_indices": [0, 4]},
+            r"vision_config.intermediate_layers_indices=\[0, 4\], expected numbers from 0 to",
+        ),
+        ({"hidden_act": "none"}, "transformers .* refuses its config.json .*'none'"),
+    ],
+)
+def test_towers_that_cannot_be_are_refused(change: dict[str, Any], said: str, lively: Example) -> None:
+    tower = lively.library.config.vision_config.to_dict()
+    with pytest.raises(ValueError, match=said):
+        build(lively, model={"architecture": {"vision_config": {**tower, **change}}})
+
+
+@pytest.mark.parametrize("change", [{"max_image_tiles": 3}, {"size": {"height": 56, "width": 56}}])
+def test_a_processor_of_another_tower_is_refused(change: dict[str, Any], lively: Example, tmp_path: Path) -> None:
+    for path in lively.folder.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    (tmp_path / "preprocessor_config.json").unlink()
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({**MLLAMA.preprocessor, **change}))
+    engine = build(Example(tmp_path, None))
+    with pytest.raises(ValueError, match=r"the model cannot take images: .* but the tower takes 4 of 28 x 28"):
+        engine.add_request("wrong", given("start"), SamplingParams(max_tokens=2))
+    run(engine, [("text alone", SamplingParams(max_tokens=2))])
 
 
 def test_limits_on_images(lively: Example) -> None:
