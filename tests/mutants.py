@@ -1052,6 +1052,7 @@ MUTANTS = [
     Mutant("a clock that jumps tells how long a step took", _SPECULATION, "0 < step_s < math.inf and", "0 < step_s and"),
     Mutant("a step asked for as many drafts as there was room for", _SPECULATION, "scheduled.num_drafts, checked", "most, checked"),
     Mutant("one new request, and there was nothing to do before", _SPECULATION, "any(request.arrival_s", "all(request.arrival_s"),
+    Mutant("drafts that hardly pay are made", _DEPTH, "(1 if best else 1 + self.MARGIN)", "1"),
     Mutant("all times are asked for", _DEPTH, "set(range(17))", "set(range(200))"),
     Mutant("drafts exceed the budget", _SCHEDULER, "min(num_drafts, most - 1)", "min(num_drafts, most)"),
     Mutant(

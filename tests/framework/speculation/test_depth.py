@@ -164,6 +164,12 @@ def test_adaptive_knows_a_row_that_may_have_no_draft_from_one_whose_draft_is_wro
     assert depths(1000, [2, 0, 0], [0, 0, 0], (0, 0))[-100:].count(0) > 80
 
 
+@pytest.mark.parametrize(("step_s", "expected"), [(1.9, 1), (1.97, 0), (2.1, 0)])
+def test_adaptive_drafts_only_where_that_promises_clearly_more(step_s: float, expected: int) -> None:
+    """Two tokens, in so many times as long as one takes."""
+    assert AdaptiveDepth(1, lambda rows, k: step_s if k else 1.0).of(1) == expected
+
+
 def test_adaptive_asks_for_few_times_where_many_drafts_are_possible() -> None:
     asked = set[int]()
 
