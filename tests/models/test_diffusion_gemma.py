@@ -311,7 +311,7 @@ def test_drawn_tokens_are_the_seeds(folder: Path) -> None:
 
 
 def test_random_tokens_are_of_one_seed_place_and_pass() -> None:
-    ours, seen = Redrawing(CANVAS, VOCAB, Redraws(1, 0, 1, 1, 1, 1)), set()
+    ours, seen = Redrawing(CANVAS, VOCAB, Redraws(1, 0, 1, 1, 1, 1)), set[tuple[int, ...]]()
     for seed, place, num_passes in np.ndindex(2, 3, 3):
         seen.add(tuple(ours._random(Request("", [0] * (place + 1), greedy(1, seed), 10**9), num_passes)))
     assert len(seen) == 18
