@@ -1697,6 +1697,7 @@ MUTANTS = [
     Mutant("a stable canvas is done, sure or not", _REDRAWING, "(is_stable and entropy.mean()", "(is_stable or entropy.mean()"),
     Mutant("one stable pass will do", _REDRAWING, "deque(maxlen=self._redraws.num_stable)", "deque(maxlen=1)"),
     Mutant("what is not taken stays", _REDRAWING, "canvas.tokens = self._random(request, canvas.num_passes)", ""),
+    Mutant("all passes have one random canvas", _REDRAWING, "<< 64 | num_passes", "<< 64"),
     Mutant("all requests have one random canvas", _REDRAWING, "key=request.params.seed & _SEED_BITS", "key=0"),
     Mutant("a canvas may be cut", _REDRAWING, "min(count, request.num_tokens - first)", "count"),
     Mutant("tokens of no number are taken", _REDRAWING, "if FAILED_ROW in found:", "if False:"),

@@ -310,6 +310,13 @@ def test_drawn_tokens_are_the_seeds(folder: Path) -> None:
     assert drawn[0] == drawn[1] and len({tuple(one) for one in drawn}) == 3
 
 
+def test_random_tokens_are_of_one_seed_place_and_pass() -> None:
+    ours, seen = Redrawing(CANVAS, VOCAB, Redraws(1, 0, 1, 1, 1, 1)), set[tuple[int, ...]]()
+    for seed, place, num_passes in np.ndindex(2, 3, 3):
+        seen.add(tuple(ours._random(Request("", [0] * (place + 1), greedy(1, seed), 10**9), num_passes)))
+    assert len(seen) == 18
+
+
 def test_passes_are_drawn_with_noise_of_their_own() -> None:
     canvases = Canvases(Redraws(4, 0.4, 0.8, 0.1, 1, 0.005), 3, 2, 5, torch.float32, torch.device("cpu"))
     rows = [StepRows.of(*map(np.array, ([2, 0], [2, 7], [first, 4], [2, 2]))) for first in (10, 10, 12, 12)]
