@@ -287,7 +287,7 @@ def check_mixes(folder: Path, seeds: Sequence[int]) -> None:
 
 
 def test_mixes_change_nothing(folder: Path) -> None:
-    check_mixes(folder, range(4))
+    check_mixes(folder, (1, 5, 9, 10))
 
 
 @pytest.mark.slow
