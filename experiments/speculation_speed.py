@@ -65,7 +65,7 @@ DEPTHS: Settings = {
     **{f"ngram, {k}": {**NGRAM, "num_speculative_tokens": k} for k in (1, 3, 7)},
     "adaptive": {**NGRAM, "num_speculative_tokens": 7, "adaptive_depth": True},
 }
-MODES = {"methods": Mode({"none": {}, **METHODS}, {1: 20}), "depth": Mode({"none": {}, **DEPTHS}, {1: 40, 4: 16, 16: 12, 64: 8})}
+MODES = {"methods": Mode({"none": {}, **METHODS}, {1: 20}), "depth": Mode({"none": {}, **DEPTHS}, {1: 40, 4: 16, 16: 36, 64: 8})}
 
 
 class CpuClock(WallClock):
