@@ -14,10 +14,11 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from experiments.jobs import job_main
-from framework.build import input_processor, settle_block_size, settle_quantization
+from framework.build import input_processor
 from framework.config import EngineConfig
 from framework.interpreter import enable_interpreter
 from framework.models.read import read_model
+from framework.settling import settle_block_size, settle_quantization
 from framework.study.compose import CONFIG_FILE, QualityConfig, load_config
 from framework.study.environment import environment
 from framework.study.quality import cut_windows, quality_metrics, read_text

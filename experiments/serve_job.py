@@ -17,13 +17,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from experiments.jobs import job_main
 from experiments.made_up_adapters import load_adapters, made_up_adapters
 from framework import __version__
-from framework.build import build_replicas, freeze_garbage, input_processor, settle_block_size
+from framework.build import build_replicas, freeze_garbage, input_processor
 from framework.engine.inputs import InputProcessor
 from framework.engine.kv_cache.spec import token_bytes
 from framework.engine.router import ROUTERS
 from framework.executor.kinds import EXECUTORS
 from framework.models.read import read_model
 from framework.replicated_engine import ReplicatedEngine
+from framework.settling import settle_block_size
 from framework.study.compose import CONFIG_FILE, ServeConfig, load_config
 from framework.study.driver import run_workload
 from framework.study.machine_load import machine_load

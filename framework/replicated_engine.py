@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .build import input_processor, pooling_rules, settle_pooling
+from .build import input_processor, pooling_rules
 from .clock import WallClock
 from .config import EngineConfig
 from .engine.errors import EngineDeadError
@@ -25,6 +25,7 @@ from .outputs import RequestOutput
 from .pooling_params import PoolingParams
 from .replicas import Replicas, of_the_living
 from .sampling_params import RequestOutputKind, SamplingParams
+from .settling import settle_pooling
 
 STEP_S = 0.005
 """How long a step waits for an output: a driver may have something to add meanwhile."""

@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from triton_kernels.compile_counter import CompileCounter
     from triton_kernels.lab.aot import compile_only
 
-    from ..build import settle_block_size, settle_quantization
+    from ..settling import settle_block_size, settle_quantization
     from ..study.compose import ServeConfig, load_config
     from ..worker.dry_run import dry_run
 

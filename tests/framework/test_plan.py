@@ -11,9 +11,9 @@ import torch
 
 import triton_kernels
 from framework import LLM, AsyncEngine, EngineConfig, SamplingParams
-from framework.build import settle_block_size
 from framework.config import CacheConfig, ExecutorConfig, ModelConfig
 from framework.plan import KernelPlan
+from framework.settling import settle_block_size
 from framework.worker.target_plan import TargetPlan
 from triton_kernels.impl import impl
 from triton_kernels.resolve import Choices, NoKernelError, override

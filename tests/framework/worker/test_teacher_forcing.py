@@ -9,10 +9,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from framework.build import settle_block_size
 from framework.config import CacheConfig, EngineConfig, ModelConfig
 from framework.models.hub import resolve_model
 from framework.models.read import read_model
+from framework.settling import settle_block_size
 from framework.worker.teacher_forcing import TeacherForcing, TokenScores, score
 
 from .test_quantized_cache import GEMMA3
