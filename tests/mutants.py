@@ -247,7 +247,7 @@ TESTS: dict[str, list[str]] = {
     _SHAPE: ["tests/framework/executor/test_kv_blocks.py"],
     _LIBRARY_MODEL: ["tests/framework/models/test_transformers_backend.py"],
     _ENCODERS: _POOLING_TESTS,
-    _SCHEDULER: [*_ENGINE_TESTS, *_TOKEN_TESTS, *_DRAFT_TESTS, _MLLAMA_TESTS],
+    _SCHEDULER: [*_ENGINE_TESTS, *_TOKEN_TESTS, *_DRAFT_TESTS, _MLLAMA_TESTS, "tests/framework/multimodal/test_serving.py"],
     _DEPTH: ["tests/framework/speculation/test_depth.py"],
     _SPECULATION: ["tests/framework/engine/test_speculation.py", *_ENGINE_TESTS, *_DRAFT_TESTS],
     _SCHEDULED: _ENGINE_TESTS,
@@ -1162,7 +1162,18 @@ MUTANTS = [
     Mutant("colors are guessed", _IMAGES, ', input_data_format="channels_last"', ""),
     Mutant("any embeddings go first", _ENCODER_CACHE, "self._kept.move_to_end(image.key)", "pass"),
     Mutant("halves of images are forgotten", _ENCODER_CACHE, " and not self._holders.get(key)]", "]"),
-    Mutant("a step encodes whatever it meets", _ENCODER_CACHE, "image.count > self._left < self._budget or ", ""),
+    Mutant(
+        "a step encodes whatever it meets", _ENCODER_CACHE, "self._chunked and image.count > self._left < self._budget", "False"
+    ),
+    Mutant(
+        "whole prompts encode what the budget leaves",
+        _ENCODER_CACHE,
+        "if sum(new.values()) > self._left < self._budget:",
+        "if False:",
+    ),
+    Mutant("the budget cuts whole prompts", _ENCODER_CACHE, "is_too_much = self._chunked and ", "is_too_much = "),
+    Mutant("whole prompts have any number of images", _ENCODER_CACHE, "if not self._chunked and (total", "if False and (total"),
+    Mutant("images of who waits are held", _SCHEDULER, "is not None and (chunked or count == missing)", "is not None"),
     Mutant("chunks end within images", _ENCODER_CACHE, "(self._whole and end < image.end) or ", ""),
     Mutant("text goes on behind the shorter side", _ITEMS, "position += max(image.grid)", "position += min(image.grid)"),
     Mutant("users spell placeholders", _IMAGE_PROMPTS, "found[0][0] + BREAK + found[0][1:]", "found[0]"),
