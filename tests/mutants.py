@@ -1165,6 +1165,7 @@ MUTANTS = [
     Mutant(
         "a step encodes whatever it meets", _ENCODER_CACHE, "self._chunked and image.count > self._left < self._budget", "False"
     ),
+    Mutant("decoders are scored without their encoder", _QUALITY, "if model.encoding is not None and", "if False and"),
     Mutant(
         "whole prompts encode what the budget leaves",
         _ENCODER_CACHE,
