@@ -221,6 +221,7 @@ _REDRAWING_TESTS = ["tests/models/test_diffusion_gemma.py"]
 _LORA_EXACTNESS = "tests/test_lora_exactness.py"
 _ENCODING_TESTS = "tests/models/test_encoder_decoders.py"
 _MLLAMA_TESTS = "tests/framework/multimodal/test_mllama.py"
+_FAILING_STEPS = "tests/framework/worker/test_failing_steps.py"
 _SOUND_TESTS = "tests/framework/server/test_transcriptions.py"
 
 TESTS: dict[str, list[str]] = {
@@ -232,11 +233,13 @@ TESTS: dict[str, list[str]] = {
     _POOLING_READ: _POOLING_TESTS,
     **dict.fromkeys((_POOLING_SETTINGS, _POOLING_FILES, _TOWER_EXECUTOR), _POOLING_TESTS),
     _IMAGES: [*_POOLING_TESTS, "tests/framework/multimodal/test_serving.py"],
-    **dict.fromkeys((_ENCODER_CACHE, _ITEMS, _IMAGE_PROMPTS, _IMAGE_ROWS, _ANGLES), _IMAGE_TESTS),
+    **dict.fromkeys((_ENCODER_CACHE, _ITEMS, _IMAGE_PROMPTS, _ANGLES), _IMAGE_TESTS),
+    _IMAGE_ROWS: [*_IMAGE_TESTS, _FAILING_STEPS],
     **dict.fromkeys(
         (_IMAGE_PIPELINE, *(f"{_IMAGE_GENERATION}{name}.py" for name in ("index", "attention", "load"))), _PIPELINE_TESTS
     ),
-    **{key: [_MLLAMA_TESTS] for key in (_ENCODED_ROWS, _ENCODER_RUNNER, _IMAGE_ENCODER, _BINDER)},
+    **{key: [_MLLAMA_TESTS] for key in (_ENCODED_ROWS, _IMAGE_ENCODER, _BINDER)},
+    _ENCODER_RUNNER: [_MLLAMA_TESTS, _FAILING_STEPS],
     **dict.fromkeys((_TOWER, _TILES), _INTERNVL_TESTS),
     **dict.fromkeys((_PHI3_TOWER, _CROPS), _PHI3_TESTS),
     **dict.fromkeys((_SQUARES, _COGVLM_TOWER, _VISUAL_EXPERTS, _MODEL_LOAD), _COGVLM_TESTS),
@@ -1165,6 +1168,8 @@ MUTANTS = [
     Mutant(
         "a step encodes whatever it meets", _ENCODER_CACHE, "self._chunked and image.count > self._left < self._budget", "False"
     ),
+    Mutant("a lost device is a broken image", _IMAGE_ROWS, "not self._is_alone or is_device_loss(error)", "not self._is_alone"),
+    Mutant("a lost device is a broken prompt", _ENCODER_RUNNER, "if is_device_loss(error):", "if False:"),
     Mutant("decoders are scored without their encoder", _QUALITY, "if model.encoding is not None and", "if False and"),
     Mutant(
         "whole prompts encode what the budget leaves",

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, cast
 from unittest.mock import Mock, patch
 
 import pytest
+import torch
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
@@ -305,3 +306,15 @@ def test_others_say_what_they_say_alone(name: str, folder: Path) -> None:
 @pytest.mark.parametrize("name", KINDS)
 def test_others_say_what_they_say_alone_in_many_mixes(name: str, folder: Path) -> None:
     check(name, folder, 150)
+
+
+@pytest.mark.parametrize("name", ["qwen2_vl", "t5"])
+def test_a_device_that_is_lost_while_it_encodes_ends_all(name: str, folder: Path) -> None:
+    engine = build(name, folder, CacheConfig(num_blocks=200), SchedulerConfig(max_num_seqs=2))
+    executor = cast(LocalExecutor, engine.executor)
+    for index, job in enumerate(KINDS[name].jobs):
+        engine.add_request(str(index), *job)
+    with patch.object(executor._encoder or executor._tower, "encode", side_effect=torch.AcceleratorError("CUDA error")):
+        done = finish(engine)
+    assert len(done) == 5 and all("DeviceLostError: CUDA error" in str(output.error) for output in done.values())
+    assert engine.errored is not None
