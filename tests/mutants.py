@@ -1168,6 +1168,7 @@ MUTANTS = [
     Mutant(
         "a step encodes whatever it meets", _ENCODER_CACHE, "self._chunked and image.count > self._left < self._budget", "False"
     ),
+    Mutant("positions of an image stay with its seat", _IMAGE_ROWS, "self.deltas[seat] = 0", "pass"),
     Mutant("a lost device is a broken image", _IMAGE_ROWS, "not self._is_alone or is_device_loss(error)", "not self._is_alone"),
     Mutant("a lost device is a broken prompt", _ENCODER_RUNNER, "if is_device_loss(error):", "if False:"),
     Mutant("decoders are scored without their encoder", _QUALITY, "if model.encoding is not None and", "if False and"),

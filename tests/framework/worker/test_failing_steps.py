@@ -81,13 +81,13 @@ def with_images(name: str, room: int, groups: int = 1, **scheduler: list[Any]) -
 
 def of_tokens(architecture: dict[str, Any], **more: Any) -> Kind:
     """Prompts that begin alike."""
-    shared = [(7 * i) % 300 + 3 for i in range(13)]
+    shared = [(7 * i) % 300 + 3 for i in range(29)]
     jobs = [
         ({"prompt_token_ids": [*shared[:count], 50 * index + count]}, params(index))
-        for index, count in enumerate((13, 8, 0, 13, 5))
+        for index, count in enumerate((29, 18, 0, 29, 5))
     ]
     model = ModelConfig("made up", dtype="float32", load_format="dummy", skip_tokenizer=True, architecture=architecture)
-    return Kind(lambda folder: model, jobs, **{"room": 14 + 20, "budgets": (8, 18, 512), **more})
+    return Kind(lambda folder: model, jobs, **{"room": 30 + 20, "budgets": (8, 18, 512), **more})
 
 
 def kinds() -> dict[str, Kind]:
@@ -106,8 +106,8 @@ def kinds() -> dict[str, Kind]:
         "t5": Kind(saved(test_encoder_decoders.example, "t5"), t5, 42, 2, scheduler={"encoder_budget": [1, 40, 4096]}),
         "jamba": of_tokens(JAMBA, cache=kept),
         "mamba2": of_tokens(MAMBA2, cache=kept),
-        "sdar": replace(of_tokens({}, room=37, most_in_flight=1, cache=cached), model=saved(test_block_diffusion.example, "sdar")),
-        "diffusion_gemma": of_tokens(gemma, room=45, groups=3, most_in_flight=1, cache=cached, more=passes),
+        "sdar": replace(of_tokens({}, room=53, most_in_flight=1, cache=cached), model=saved(test_block_diffusion.example, "sdar")),
+        "diffusion_gemma": of_tokens(gemma, room=61, groups=3, most_in_flight=1, cache=cached, more=passes),
     }
 
 
@@ -231,13 +231,16 @@ class Serving(RuleBasedStateMachine):
         self.ended: set[str] = set()
 
     @precondition(lambda self: len(self.asked) - len(self.ended) < 8)
-    @rule(index=st.integers(0, 4))
-    def ask(self, index: int) -> None:
-        request_id = str(len(self.asked))
-        self.engine.add_request(request_id, *KINDS[self.name].jobs[index])
-        self.asked[request_id] = index
+    @rule(indices=st.lists(st.integers(0, 4), min_size=1, max_size=5))
+    def ask(self, indices: list[int]) -> None:
+        for index in indices:
+            request_id = str(len(self.asked))
+            self.engine.add_request(request_id, *KINDS[self.name].jobs[index])
+            self.asked[request_id] = index
 
-    @rule(count=st.integers(1, 4), place=st.sampled_from(["", "", "", "before", "computes", "after", "result", "encodes"]))
+    @rule(
+        count=st.integers(1, 8), place=st.sampled_from(["", "", "", "before", "computes", "after", "result", "encodes", "encodes"])
+    )
     def step(self, count: int, place: str) -> None:
         self.executor.place = place
         for _ in range(count):
@@ -263,8 +266,7 @@ class Serving(RuleBasedStateMachine):
             assert not self.engine.has_unfinished(), "no progress"
             assert_idle(self.engine)
             assert len(set(self.engine.scheduler._free_seats)) == self.engine.config.scheduler.max_num_seqs
-            for index in range(5):
-                self.ask(index)
+            self.ask([*range(5)])
         self.engine.abort(self.asked)
 
     def _step(self) -> None:
