@@ -1213,7 +1213,7 @@ MUTANTS = [
     Mutant("squares are made in straight lines", _SQUARES, "Resampling.BICUBIC", "Resampling.BILINEAR"),
     Mutant("what is above 255 is white", _IMAGES, 'if image.mode.startswith("I;16"):', "if False:"),
     Mutant("numbers are colors", _IMAGES, 'if image.mode in ("I", "F"):', "if False:"),
-    Mutant("a tower that fails ends all requests", _IMAGE_ROWS, "if not self._is_alone:", "if True:"),
+    Mutant("a tower that fails ends all requests", _IMAGE_ROWS, "if not self._is_alone or is_device_loss(error):", "if True:"),
     Mutant(
         "images without embeddings are seen",
         _IMAGE_ROWS,
