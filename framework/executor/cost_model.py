@@ -43,6 +43,7 @@ class StepWork:
     decodes      rows of one token each, and of one and its drafts
     chunk_lens, chunk_ctx_lens   of each row of a prompt: new tokens, and tokens in the cache, the new ones included
     recorded     the kernels up to the logits are replayed, in one launch
+    encoded      positions of each item that is encoded: one by one, and never in a recording
     """
 
     num_tokens: int
@@ -51,6 +52,7 @@ class StepWork:
     chunk_lens: Sequence[int] = ()
     chunk_ctx_lens: Sequence[int] = ()
     recorded: bool = False
+    encoded: Sequence[int] = ()
 
     @property
     def numbers(self) -> tuple[tuple[Rows, int], ...]:
@@ -82,7 +84,8 @@ class _Attention:
     __slots__ = ("_timed", "call", "count", "op", "taken", "timer", "window")
 
     def __init__(self, call: Call, count: int, timer: Timer) -> None:
-        self.call, self.op, self.count, self.timer, self.window = call, call.op, count, timer, int(dict(call.dims).get("window", 0))
+        self.call, self.op, self.count, self.timer = call, call.name, count, timer
+        self.window = int(dict(call.dims).get("window", 0))
         self.taken, self._timed = OpTime(), dict[tuple[int, int, int], float]()
 
     def decode(self, rows: DecodeRows, counted: bool = True) -> float:
@@ -179,7 +182,7 @@ class StageCost:
         self._prefill: list[_Attention] = []
         for call, count in calls.items():
             dims = dict(call.dims)
-            eager = timers.bind(call.op, dtype, {**dims, "graph": 0} if call.elements else dims)
+            eager = timers.bind(call.op, dtype, {**dims, "graph": 0} if call.elements else dims, call.name)
             if call.rows in ("decode", "prefill"):
                 (self._decode if call.rows == "decode" else self._prefill).append(_Attention(call, count, eager))
                 continue
@@ -199,6 +202,11 @@ class StageCost:
                 seconds += priced.seconds
                 if not recorded or rows == "samples":
                     launches += priced.launches
+        for positions in work.encoded:
+            priced = self._priced.get(("encoded", positions, False)) or self._price("encoded", positions, False)
+            priced.uses += counted
+            seconds += priced.seconds
+            launches += priced.launches
         for decodes in work.decodes:
             for attention in self._decode:
                 seconds += attention.decode(decodes, counted)
@@ -222,6 +230,11 @@ class StageCost:
                 parts = self._priced[rows, number, work.recorded].parts
                 for (call, count, _), (_, _, seconds) in zip(self._calls[rows], parts, strict=True):
                     yield call, count, seconds, [1] * number if rows == "samples" else [number], ()
+        for positions in work.encoded:
+            parts = self._priced["encoded", positions, False].parts
+            for (call, count, _), (_, _, seconds) in zip(self._calls["encoded"], parts, strict=True):
+                lens = [round(positions * call.each)]
+                yield call, count, seconds, lens, lens if call.op == "paged_attention_prefill" else ()
         for decodes in work.decodes:
             for each in self._decode:
                 seconds = each.decode_s(decodes.count, decodes.tokens, decodes.mean_context(each.window))
@@ -244,7 +257,7 @@ class StageCost:
     def _price(self, rows: str, number: int, recorded: bool) -> _Priced:
         parts = []
         for call, count, timers in self._calls[rows]:
-            lens = [1] * number if rows == "samples" else [number * (call.elements or 1)]
-            parts.append((call.op, count, count * timers[recorded](lens, lens)))
+            lens = [1] * number if rows == "samples" else [round(number * (call.elements or call.each))]
+            parts.append((call.name, count, count * timers[recorded](lens, lens)))
         priced = self._priced[rows, number, recorded] = _Priced(parts)
         return priced

@@ -12,6 +12,7 @@ from ..models.read import ModelInfo
 from ..op_times import OpCall, OpTimes
 from .calls import Call
 from .cost_model import StageCost, StepWork
+from .encoders import LIBRARY
 
 _SIZES = ("weight_bytes", "act_bytes", "kv_bytes", "out_bytes")
 
@@ -21,9 +22,10 @@ class Observer:
 
     def __init__(self, model: ModelInfo, config: EngineConfig, ops: Iterable[str]) -> None:
         known = sorted(set(ops))
+        captured = [op for op in known if op != LIBRARY]  # of which there is nothing to replay
         for op in config.capture:
-            if op not in known:
-                raise ValueError(f"capture names {op!r}, which this model never calls; it calls {', '.join(known)}")
+            if op not in captured:
+                raise ValueError(f"capture names {op!r}, which this model never calls; it calls {', '.join(captured)}")
         self.times = OpTimes("model")
         self._ops = known if config.profile else config.capture
         self._dtype, self._model, self._config = model.dtype, model, config
@@ -44,10 +46,11 @@ class Observer:
         """The calls of a step, one after the other. Returns when the last ends."""
         for stage in stages:
             for call, count, seconds, q_lens, ctx_lens in stage.calls(work):
-                if call.op in self._ops:
+                if call.name in self._ops:
                     dims, options = self._known.get(call) or self._describe(call)
                     lens = {"q_lens": tuple(q_lens), "ctx_lens": tuple(ctx_lens)}
-                    self.times.add(OpCall.of(call.op, "model", self._dtype, dims, options=options, **lens), start_s, seconds, count)
+                    found = OpCall.of(call.name, "model", self._dtype, dims, options=options, **lens)
+                    self.times.add(found, start_s, seconds, count)
                 start_s += seconds
         return start_s
 

@@ -11,12 +11,14 @@ import numpy as np
 
 from ..clock import Clock, VirtualClock
 from ..config import EngineConfig
+from ..engine.kv_cache.spec import ELEMENT_BYTES
 from ..engine.step import StepInput, StepOutput
 from ..models.ranks import stages
 from ..models.read import ModelInfo
 from .cost_model import CONTEXT_GRID, DecodeRows, DecodesAhead, OpTime, StepWork
 from .device_memory import Holding, activation_bytes, num_blocks
 from .drafting import Drafting
+from .encoders import Encoders
 from .observed import Observer
 from .placement import Placement
 from .pseudo import PseudoTokens
@@ -111,13 +113,15 @@ class SimulatedExecutor:
         self._drafting = Drafting(model, config, self._timers) if speculation else None
         cuts = stages(architecture, config.parallel.pp)
         rule = config.speculative_config.acceptance_rule
-        self._placement = Placement(model, architecture, config, cuts, self._timers, rule)
+        encoders = Encoders.of(config.model, model)
+        self._placement = Placement(model, architecture, config, cuts, self._timers, rule, encoders)
         self._timers.check_scaled()
         self._observer = Observer.of(model, config, [timer.op for timer in self._timers.bound])
         self._draft_observer = self._observer.beside(self._drafting.model) if self._observer and self._drafting else None
         self.call_times = None if self._observer is None else self._observer.times
         self.groups, self.vocab_size, self.max_model_len = self._placement.groups, architecture.vocab_size, model.max_model_len
-        activations = activation_bytes(self._placement.rank, config, model.dtype)
+        of_step = activation_bytes(self._placement.rank, config, model.dtype)
+        activations = max(of_step, encoders.activation_bytes(ELEMENT_BYTES[model.dtype]))
         self.num_blocks = num_blocks(config, len(self.groups), self.max_model_len, self._held(), activations, device.memory_bytes)
         self.in_flight_steps, self.num_stages = max(len(cuts), 2), len(cuts)
         self.draft_max_model_len, self.drafts_read_ahead = None, False
