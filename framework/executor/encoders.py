@@ -30,11 +30,11 @@ class Product(NamedTuple):
 
 
 class EncoderCall(NamedTuple):
-    """``count`` calls of the op whose time they take. rows: for each position; library: the library computes it."""
+    """``number`` calls of the op whose time they take. rows: for each position; library: the library computes it."""
 
     op: str
-    dims: dict[str, float]
-    count: int
+    dims: Mapping[str, float]
+    number: int
     rows: float = 1.0
     library: bool = True
 
