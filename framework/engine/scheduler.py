@@ -406,9 +406,8 @@ class Scheduler:
                 continue
             end = chunk.end
             if self._denoising is not None:
-                logprobs = [output.logprobs[index] for index in range(first - count, first)]
-                entropies = output.entropies[first - count : first]
-                committed.settle(request, self._denoising.settle(request, new, logprobs, entropies))
+                if count:
+                    committed.settle(request, self._denoising.settle(request, output, slice(first - count, first)))
                 end = request.num_computed
             elif chunk.num_logits:
                 assert 0 <= num_wrong < chunk.num_logits, "a row brings its right drafts and one token more"
