@@ -69,7 +69,8 @@ class Observer:
         rotary = {"rot_dim": rot_dim, "style": family.rotary_style, "norms": "qk" if family.qk_norm else ""}
         paged = {"page_size": cache.block_size, "kv_dtype": cache.dtype if "kv_bytes" in dims else None}
         experts = {"renormalize": True, "scoring": "softmax", "scheme": "float", "group": 0}
-        sizes = {"vocab_size": architecture.vocab_size, "softcap": None, "causal": True, "recipe": "channel"}
+        causal = bool(dims.get("causal", True))
+        sizes = {"vocab_size": architecture.vocab_size, "softcap": None, "causal": causal, "recipe": "channel"}
         return {**off, **rotary, **paged, **experts, **sizes, "kind": "float8_e4m3fn"}
 
 
