@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 
-from framework.build import build_engine
 from framework.clock import VirtualClock
-from framework.config import CacheConfig, EngineConfig, ExecutorConfig, ModelConfig, SchedulerConfig
+from framework.config import CacheConfig, EngineConfig, ExecutorConfig, SchedulerConfig
 from framework.engine.diffusion import Denoising, DiffusionConfig
 from framework.engine.engine import Engine
 from framework.engine.inputs import EngineInput, InputProcessor
@@ -23,7 +22,6 @@ from framework.executor.shape import ModelShape
 from framework.models.native import Diffusion
 from framework.sampling_params import SamplingParams
 
-from ...models.test_block_diffusion import LLADA2, SDAR, SIZES
 from ..engines import FULL, MODELS, WIDE, assert_idle, finish, token_params, tokens_of
 
 VOCAB, MASK = 60, 7
