@@ -48,7 +48,6 @@ REFUSED: dict[Pair, str] = {
     ("diffusion", "ep"): "parallel.tp=2",
     ("diffusion", "tp"): "parallel.tp=2",
     ("diffusion", "pp"): "pp=2",
-    ("diffusion", "sim"): "executor.kind=simulated",
     ("diffusion", "lora"): "lora.enabled=true",
     ("diffusion", "spec"): "speculative_config.method=ngram",
     ("diffusion", "gram"): "structured_outputs",
