@@ -38,7 +38,6 @@ REFUSED: dict[Pair, str] = {
     ("encoder", "ep"): "parallel.tp=2, pp=1, ep=2",
     ("encoder", "tp"): "parallel.tp=2",
     ("encoder", "pp"): "pp=2",
-    ("encoder", "sim"): "executor.kind=simulated",
     ("encoder", "quant"): "quant.scheme=int8",
     ("encoder", "lora"): "lora.enabled=true",
     ("encoder", "spec"): "speculative_config.method=ngram",
