@@ -239,8 +239,8 @@ TESTS: dict[str, list[str]] = {
     _POOLING_READ: _POOLING_TESTS,
     **dict.fromkeys((_POOLING_SETTINGS, _POOLING_FILES, _TOWER_EXECUTOR), _POOLING_TESTS),
     _IMAGES: [*_POOLING_TESTS, "tests/framework/multimodal/test_serving.py"],
-    **dict.fromkeys((_ENCODER_CACHE, _ITEMS, _IMAGE_PROMPTS, _ANGLES), _IMAGE_TESTS),
-    _IMAGE_ROWS: [*_IMAGE_TESTS, _FAILING_STEPS],
+    **dict.fromkeys((_ITEMS, _IMAGE_PROMPTS, _ANGLES), _IMAGE_TESTS),
+    **{key: [*_IMAGE_TESTS, _FAILING_STEPS] for key in (_ENCODER_CACHE, _IMAGE_ROWS)},
     **dict.fromkeys(
         (_IMAGE_PIPELINE, *(f"{_IMAGE_GENERATION}{name}.py" for name in ("index", "attention", "load"))), _PIPELINE_TESTS
     ),
@@ -256,7 +256,14 @@ TESTS: dict[str, list[str]] = {
     _SHAPE: ["tests/framework/executor/test_kv_blocks.py"],
     _LIBRARY_MODEL: ["tests/framework/models/test_transformers_backend.py"],
     _ENCODERS: _POOLING_TESTS,
-    _SCHEDULER: [*_ENGINE_TESTS, *_TOKEN_TESTS, *_DRAFT_TESTS, _MLLAMA_TESTS, "tests/framework/multimodal/test_serving.py"],
+    _SCHEDULER: [
+        *_ENGINE_TESTS,
+        *_TOKEN_TESTS,
+        *_DRAFT_TESTS,
+        _MLLAMA_TESTS,
+        "tests/framework/multimodal/test_serving.py",
+        _FAILING_STEPS,
+    ],
     _DEPTH: ["tests/framework/speculation/test_depth.py"],
     _SPECULATION: ["tests/framework/engine/test_speculation.py", *_ENGINE_TESTS, *_DRAFT_TESTS],
     _SCHEDULED: _ENGINE_TESTS,
@@ -1176,6 +1183,8 @@ MUTANTS = [
     Mutant(
         "a step encodes whatever it meets", _ENCODER_CACHE, "self._chunked and image.count > self._left < self._budget", "False"
     ),
+    Mutant("what a failed step was to forget stays", _ENCODER_CACHE, "[*step.forgotten, *(image", "[*(image"),
+    Mutant("failed steps encoded their images", _SCHEDULER, "self.images.lose(scheduled.step_input)", "pass"),
     Mutant("positions of an image stay with its seat", _IMAGE_ROWS, "self.deltas[seat] = 0", "pass"),
     Mutant("a lost device is a broken image", _IMAGE_ROWS, "not self._is_alone or is_device_loss(error)", "not self._is_alone"),
     Mutant("a lost device is a broken prompt", _ENCODER_RUNNER, "if is_device_loss(error):", "if False:"),
