@@ -148,8 +148,8 @@ class SchedulerConfig:
                             that the next step is scheduled while one runs
     ageing                  of sjf: output tokens that a second of waiting outweighs; 0 = a long job may wait forever
     ttft_slo_s              of slo: seconds from arrival to first token that it aims at
-    encoder_budget          embeddings of images that a step makes, at most, unless they are those of one image; likewise what the
-                            encoder of an encoder-decoder gives
+    encoder_budget          embeddings of images that a step makes, at most, unless they are those of one image, or of one request
+                            where layers attend to them; likewise what the encoder of an encoder-decoder gives
     encoder_cache           embeddings of images that are kept, for other requests with the same ones
     """
 

@@ -119,6 +119,7 @@ _ENCODING = "framework/engine/encoding.py"
 _ENCODED_ROWS = "framework/worker/encoded_rows.py"
 _ENCODER_RUNNER = "framework/worker/encoding.py"
 _IMAGE_ENCODER = "framework/models/image_encoder.py"
+_IMAGE_EMBEDDINGS = "framework/worker/image_embeddings.py"
 _SPEECH = "framework/engine/speech.py"
 _SOUND = "framework/engine/sound.py"
 _LOCAL_EXECUTOR = "framework/worker/local_executor.py"
@@ -238,6 +239,7 @@ TESTS: dict[str, list[str]] = {
     _POOLING_LOAD: _POOLING_TESTS,
     _POOLING_READ: _POOLING_TESTS,
     **dict.fromkeys((_POOLING_SETTINGS, _POOLING_FILES, _TOWER_EXECUTOR), _POOLING_TESTS),
+    _IMAGE_EMBEDDINGS: ["tests/framework/multimodal/test_serving.py", _MLLAMA_TESTS],
     _IMAGES: [*_POOLING_TESTS, "tests/framework/multimodal/test_serving.py"],
     **dict.fromkeys((_ITEMS, _IMAGE_PROMPTS, _ANGLES), _IMAGE_TESTS),
     **{key: [*_IMAGE_TESTS, _FAILING_STEPS] for key in (_ENCODER_CACHE, _IMAGE_ROWS)},
@@ -281,7 +283,7 @@ TESTS: dict[str, list[str]] = {
     _CACHE_MEMORY: [*_STATE_TESTS, *_CANVAS_TESTS],
     **dict.fromkeys((_RUN_AHEAD, _ATTENTION_ROWS, _PSEUDO, _CANVAS_MIRROR, _CALLS), _CANVAS_TESTS),
     **{key: [_SOUND_TESTS, _MLLAMA_TESTS] for key in (_ENCODING, _SPEECH, _SOUND)},
-    _LOCAL_EXECUTOR: [_ENCODING_TESTS],
+    _LOCAL_EXECUTOR: [_ENCODING_TESTS, _MLLAMA_TESTS],
     **dict.fromkeys((_DENOISING, _DIFFUSION), _DIFFUSION_TESTS),
     _MIXERS: ["tests/models/test_families.py::test_logits[None-qwen3-next]"],
     _ATTENTION: ["tests/models/test_families.py::test_logits[None-qwen3-next]", _MLLAMA_TESTS],
@@ -1202,6 +1204,11 @@ MUTANTS = [
     Mutant("text goes on behind the shorter side", _ITEMS, "position += max(image.grid)", "position += min(image.grid)"),
     Mutant("users spell placeholders", _IMAGE_PROMPTS, "found[0][0] + BREAK + found[0][1:]", "found[0]"),
     Mutant("every image is a hit", _ENCODER_CACHE, "self.num_hits += is_kept", "self.num_hits += 1"),
+    Mutant("what passes by stays", _ENCODER_CACHE, "self._forgotten, list(self._passing)", "self._forgotten, []"),
+    Mutant("attended images of any number", _ENCODER_CACHE, "sum(missing.values()) <= self._left or", "True or"),
+    Mutant("attended images go first", _ENCODER_CACHE, "elif image.key not in self._passing:", "elif not is_there:"),
+    Mutant("attended images are encoded anew", _IMAGE_EMBEDDINGS, "if image.key not in self._kept and image", "if image"),
+    Mutant("embeddings without room", _LOCAL_EXECUTOR, "None:\n            return 0\n", "None or True:\n            return 0\n"),
     Mutant("one image more than the limit", _IMAGE_PROMPTS, "count > self._most:", "count > self._most + 1:"),
     Mutant("images go by any number", _IMAGE_PROMPTS, "if found != (expected", "if not found and found != (expected"),
     Mutant("keys ask queries", _TOWER, 'zip("qkv", tensor', 'zip("kqv", tensor'),
@@ -1230,15 +1237,15 @@ MUTANTS = [
     Mutant("squares are made in straight lines", _SQUARES, "Resampling.BICUBIC", "Resampling.BILINEAR"),
     Mutant("what is above 255 is white", _IMAGES, 'if image.mode.startswith("I;16"):', "if False:"),
     Mutant("numbers are colors", _IMAGES, 'if image.mode in ("I", "F"):', "if False:"),
-    Mutant("a tower that fails ends all requests", _IMAGE_ROWS, "if not self._is_alone or is_device_loss(error):", "if True:"),
+    Mutant("a tower that fails ends all requests", _IMAGE_EMBEDDINGS, "if not self._is_alone or", "if True or"),
     Mutant(
         "images without embeddings are seen",
         _IMAGE_ROWS,
         "_, start, end in self._encoded(rows)",
         "_, start, end in self._overlaps(rows)",
     ),
-    Mutant("embeddings of another number", _IMAGE_ROWS, "if len(found) != image.count:", "if False:"),
-    Mutant("a tower that failed is not asked again", _IMAGE_ROWS, "        self._errors.clear()\n", ""),
+    Mutant("embeddings of another number", _IMAGE_EMBEDDINGS, "if len(found) != image.count:", "if False:"),
+    Mutant("a tower that failed is not asked again", _IMAGE_EMBEDDINGS, "        self._errors.clear()\n", ""),
     Mutant("sites are public", f"{_SERVER}image_urls.py", "found.is_site_local)", "False)"),
     Mutant("white is below the image", _CROPS, "(0, (rows * SIDE - height) // 2)", "(0, 0)"),
     Mutant("images of a size are one", _IMAGE_PROMPTS, " + np.ascontiguousarray(value).tobytes()", ""),
@@ -1903,9 +1910,7 @@ MUTANTS = [
         "placeholder, encoder_input = None,",
     ),
     Mutant("tokens without a logit are penalized", _PENALTIES, "[token for token in prompt if token < self._vocab_size]", "prompt"),
-    Mutant(
-        "images that layers attend to are not counted", _SCHEDULER, "self.images.count(len(request.encoder_input.images))", "pass"
-    ),
+    Mutant("images that layers attend to are not counted", _SCHEDULER, "self.images.attend(attended)", "pass"),
     Mutant("what was said before follows the start", _ENCODING, "{first, self.speech.previous}", "{first}"),
     Mutant("a language is never heard", _SPEECH, "begin[1:2] = [None]", "pass"),
     Mutant("a language stands beside what is forced", _SPEECH, "if known is action is None else ()", ""),

@@ -107,11 +107,10 @@ class Engine(AdapterMethods):
         complete, pooling = self._complete(params, output_kind)
         if complete.seed is None:
             complete.seed = request_seed(self.config.seed, self.num_added)
-        placeholder, encoder_input = None, given.encoder_input
+        encoder_input = given.encoder_input
         if (prompts := self.inputs.image_prompts) is not None and prompts.views is not None:
-            placeholder, encoder_input = prompts.token_id, prompts.views.encoder_input(given.images)
-            given = replace(given, images=())
-        check_tokens(given.token_ids, complete, self.executor.vocab_size, placeholder)
+            encoder_input, given = prompts.views.encoder_input(given.images), replace(given, images=())
+        check_tokens(given.token_ids, complete, self.executor.vocab_size, self.inputs.placeholder)
         self.inputs.check_masks(given.token_ids)
         structured = complete.structured_outputs is not None
         if structured and self._matchers is None:

@@ -105,6 +105,12 @@ class InputProcessor:
         self.eos_token_ids = frozenset(eos_token_ids)
         self._never, self._never_first = (_suppressed(generation, name) for name in ("suppress_tokens", "begin_suppress_tokens"))
 
+    @property
+    def placeholder(self) -> int | None:
+        """The token that stands for an image in prompts, where layers attend to images, and has no logit; None: there is none."""
+        prompts = self.image_prompts
+        return None if prompts is None or prompts.views is None else prompts.token_id
+
     def default_params(self) -> SamplingParams:
         """What the generation config recommends, over the defaults of SamplingParams."""
         given = {k: v for k, v in self._generation.items() if k in _GENERATION_DEFAULTS and v is not None}
@@ -141,7 +147,10 @@ class InputProcessor:
         self._check_denoises(complete)
         self._complete_stop_tokens(complete)
         if complete.structured_outputs is not None and not complete.all_stop_token_ids:
-            raise ValueError("structured_outputs needs a token that ends the output, and this model has none: give stop_token_ids")
+            raise ValueError(
+                "SamplingParams: structured_outputs needs a token that ends the output, and this model has none: "
+                "give stop_token_ids"
+            )
         if self.tokenizer is None:
             self._without_text(complete)
         if complete.bad_words_token_ids is None:  # done already where they come from another process

@@ -257,7 +257,10 @@ class Scheduler:
         manager, leader, num_known = self.manager, request.leader, request.num_tokens
         if self.denoising is not None:
             num_known = self.denoising.end(num_known)
-        if self._num_encoded and self._num_encoded + request.num_encoded > self.config.encoder_budget:
+        attended = () if request.encoder_input is None else request.encoder_input.images
+        if self._num_encoded and self._num_encoded + request.num_encoded > self.config.encoder_budget and not attended:
+            return 0
+        if self.images is not None and not self.images.has_budget(attended):
             return 0
         images = self.images if request.images else None
         copies = None
@@ -286,8 +289,8 @@ class Scheduler:
                 return 0
             self.counters.num_chunked_prefills += count < missing
         self._num_encoded += request.num_encoded
-        if self.images is not None and request.encoder_input is not None:
-            self.images.count(len(request.encoder_input.images))
+        if self.images is not None:
+            self.images.attend(attended)
         request.leader = None
         request.status = Status.RUNNING
         request.num_computed, request.num_proposed = start, 0

@@ -19,7 +19,9 @@ class EncoderCache:
 
     An image is encoded by the first step that computes one of its placeholders, once for all requests that hold it. Its embeddings
     stay as long as a request has computed a part of its placeholders, and then until room is needed; the least recently used go
-    first. Without chunked prefill the budget takes the images of a prompt as one.
+    first. Without chunked prefill the budget takes the images of a prompt as one. Where layers attend to images, those of a request
+    are encoded when it takes its seat, and of no use to it from then on: its layers keep what they make of them. One for which
+    there is no room beside others of its step is forgotten by the next.
 
     whole        a chunk never ends within an image, whose tokens see each other
     num_queries  images so far that a request came to
@@ -34,6 +36,7 @@ class EncoderCache:
         self._num_kept = 0
         self._holders: dict[bytes, set[Request]] = {}
         self._encode: dict[bytes, ImageItem] = {}
+        self._passing: dict[bytes, ImageItem] = {}  # encoded in this step, without room to be kept
         self._forgotten: list[bytes] = []
         self._left = self._budget
         self._used: set[bytes] = set()
@@ -89,11 +92,22 @@ class EncoderCache:
                 self._drop(request, image.key)
         return end - start
 
-    def count(self, num_images: int) -> None:
-        """A request took its seat, for which so many are encoded that layers attend to: what they make of these lies in the
-        cache, and not here."""
-        self.num_queries += num_images
-        self.num_encoded += num_images
+    def has_budget(self, images: Iterable[ImageItem]) -> bool:
+        """Whether this step can encode those of a request, to which layers attend, that are not there."""
+        missing = {image.key: image.count for image in images if not self._is_there(image.key)}
+        return sum(missing.values()) <= self._left or self._left == self._budget
+
+    def attend(self, images: Iterable[ImageItem]) -> None:
+        """A request takes its seat, to whose images layers attend: this step encodes those that are not there."""
+        for image in images:
+            is_there = self._is_there(image.key)
+            self.num_queries += 1
+            self.num_hits += is_there
+            if not is_there and not self._make_room(image.count):
+                self._spend(image)
+                self._passing[image.key] = image
+            elif image.key not in self._passing:
+                self._keep(image)
 
     def release(self, request: Request) -> None:
         """It is not running any more."""
@@ -102,8 +116,9 @@ class EncoderCache:
 
     def fill(self, step: StepInput) -> None:
         """Tells a step what it encodes and what it forgets."""
-        step.images, self._encode = list(self._encode.values()), {}
-        step.forgotten, self._forgotten = self._forgotten, []
+        step.images, self._encode = [*self._encode.values(), *self._passing.values()], {}
+        step.forgotten, self._forgotten = self._forgotten, list(self._passing)
+        self._passing = {}
         self.num_encoded += len(step.images)
 
     def lose(self, step: StepInput) -> None:
@@ -129,13 +144,25 @@ class EncoderCache:
             is_too_much = self._chunked and image.count > self._left < self._budget
             if is_too_much or not self._make_room(image.count):
                 return False
-            self._left -= min(image.count, self._left)
+        self._keep(image)
+        return True
+
+    def _keep(self, image: ImageItem) -> None:
+        """One that is kept, or for which there is room."""
+        if image.key not in self._kept:
+            self._spend(image)
             self._kept[image.key] = image.count
             self._num_kept += image.count
             self._encode[image.key] = image
         self._kept.move_to_end(image.key)
         self._used.add(image.key)
-        return True
+
+    def _spend(self, image: ImageItem) -> None:
+        self._left -= min(image.count, self._left)
+
+    def _is_there(self, key: bytes) -> bool:
+        """In this step."""
+        return key in self._kept or key in self._passing
 
     def _make_room(self, count: int) -> bool:
         free = [key for key in self._kept if key not in self._used and not self._holders.get(key)]

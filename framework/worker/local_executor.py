@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -41,12 +41,16 @@ from .cache_memory import allocate_caches, allocate_states, check_cache_fits
 from .devices import Capture, Device, graph_sizes, open_device
 from .drafting.drafter import Drafter, check_drafter, load_drafter
 from .drafting.draws import draft_probs_shape
+from .image_embeddings import ImageEmbeddings
 from .images import Images
 from .pooling.runner import PoolingRunner
 from .probes import Probes
 from .runner import Runner
 from .transfer import device_losses
 from .weight_memory import check_weights_fit, nominal_weight_bytes, tensor_bytes
+
+if TYPE_CHECKING:
+    from ..models.tower import Tower
 
 _logger = logging.getLogger(__name__)
 OPS_OUTSIDE_GRAPHS = (
@@ -123,17 +127,17 @@ class LocalExecutor:
                 config.lora,
                 config.scheduler.max_num_batched_tokens if embeds_images else 0,
             )
-            tower = load_tower(config.model, model, self.plan, device.torch, config.seed) if has_tower else None
-            self._tower = tower if embeds_images else None
-            self._encoder: Encoder | ImageEncoder | None = None
-            if tower is not None and not embeds_images:
-                self._encoder = ImageEncoder(tower)
+            self._tower: Tower | ImageEncoder | None = None
+            self._encoder: Encoder | None = None
+            if has_tower:
+                tower = load_tower(config.model, model, self.plan, device.torch, config.seed)
+                self._tower = tower if embeds_images else ImageEncoder(tower)
             elif model.encoding is not None and model.encoding.max_images is None:
                 from ..models.encoder import load_encoder  # slow to import, and needed for few models
 
                 self._encoder = load_encoder(config.model, model, cast(Decoder, self._model), self.plan, device.torch, config.seed)
-            encoder = None if self._encoder is None else self._encoder.module
-            self.weight_bytes = tensor_bytes((self._model, tower, encoder))
+            modules = [part.module for part in (self._tower, self._encoder) if part is not None]
+            self.weight_bytes = tensor_bytes((self._model, modules))
             said.append(f"{memory_size(self.weight_bytes)} of {model.name} in {model.dtype} on {device.name}")
         self._adapters = None if self._model.lora is None else AdapterHost(config, model, self._model.lora)
         self.groups, self._own_groups = self._groups(config, model, parallel)
@@ -172,8 +176,7 @@ class LocalExecutor:
             config.scheduler.in_flight_steps or self.in_flight_steps,
             config.speculative_config,
             states,
-            self._images(config, model, device.torch),
-            self._encoder,
+            *self._readers(config, model, device.torch),
             self._most_encoded,
             self._diffusion,
         )
@@ -238,13 +241,17 @@ class LocalExecutor:
         assert self._adapters is not None, "engines without adapters ask for none"
         return self._adapters
 
-    def _images(self, config: EngineConfig, model: ModelInfo, device: torch.device) -> Images | None:
-        """None for a model that reads none."""
+    def _readers(
+        self, config: EngineConfig, model: ModelInfo, device: torch.device
+    ) -> tuple[Images | None, Encoder | ImageEmbeddings | None]:
+        """Of what the runner is given beside tokens: what takes the place of some, and to what layers attend."""
         if self._tower is None:
-            return None
+            return None, self._encoder
+        embeddings = ImageEmbeddings(self._tower, config.parallel.num_ranks == 1)
+        if model.encoding is not None:
+            return None, embeddings
         assert model.vision is not None
-        num_seats, is_alone = config.scheduler.max_num_seqs, config.parallel.num_ranks == 1
-        return Images(self._tower, num_seats, self.max_model_len, device, model.vision, is_alone)
+        return Images(embeddings, config.scheduler.max_num_seqs, self.max_model_len, device, model.vision), None
 
     def _load_drafter(self, config: EngineConfig, model: ModelInfo, device: torch.device) -> Drafter | None:
         """None where the host makes drafts, or nobody does."""
@@ -315,6 +322,8 @@ class LocalExecutor:
         writes nothing but the null block."""
         if self._encoder is not None and self._encoding is not None:
             self._encoder.encode(self._encoder.longest(self._encoding.max_tokens))
+        if isinstance(self._tower, ImageEncoder):
+            self._tower.encode(self._tower.longest())
         size, num_tokens = config.cache.block_size, config.scheduler.max_num_batched_tokens
         longest = min(num_tokens, self.max_model_len)
         starts = [*range(0, num_tokens, longest), num_tokens]

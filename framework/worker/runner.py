@@ -15,7 +15,6 @@ from ..engine.step import StepInput, StepOutput
 from ..models.batch import CanvasTokens
 from ..models.decoder import Decoder
 from ..models.encoder import Encoder
-from ..models.image_encoder import ImageEncoder
 from ..models.native import Diffusion
 from ..models.protocol import Model, Redrawn
 from ..plan import KernelPlan, LayerKV, LoraMeta
@@ -28,6 +27,7 @@ from .decode_graphs import DecodeGraphs
 from .devices import Capture
 from .drafting.proposer import DeviceProposer, Verified
 from .encoding import EncoderRunner
+from .image_embeddings import ImageEmbeddings
 from .images import Images
 from .request_rows import RequestRows
 from .sampler import PendingLogprobs, Sampled, Sampler
@@ -101,7 +101,7 @@ class Runner:
         speculative: SpeculativeConfig,
         states: Mapping[int, tuple[torch.Tensor, ...]] | None = None,
         images: Images | None = None,
-        encoder: Encoder | ImageEncoder | None = None,
+        encoder: Encoder | ImageEmbeddings | None = None,
         max_encoded: int = 0,
         diffusion: Diffusion | None = None,
     ) -> None:

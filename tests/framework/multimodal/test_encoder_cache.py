@@ -134,6 +134,61 @@ def test_what_a_failed_step_encoded_is_encoded_again() -> None:
     assert told(after) == ([], [1])
 
 
+def test_what_layers_attend_to_is_encoded_once_within_the_budget_and_kept_where_there_is_room() -> None:
+    cache, first, second = books(budget=8, capacity=12), [item(0, 5, 1), item(1, 5, 1)], [item(0, 5, 1), item(3, 4, 2)]
+    cache.start_step()
+    assert cache.has_budget([item(0, 9, 7)]), "of a step of its own"
+    cache.attend(first)
+    assert not cache.has_budget(second) and cache.has_budget(first)
+    assert told(cache) == ([1], [])
+    cache.start_step()
+    assert cache.has_budget(second)
+    cache.attend(second)
+    assert told(cache) == ([2], [])
+    cache.start_step()
+    cache.attend([item(0, 4, 2), item(1, 13, 3), item(2, 7, 4), item(3, 13, 3)])
+    assert told(cache) == ([4, 3], [1]), "3 is longer than all that is kept"
+    assert told(cache) == ([], [3])
+    assert cache.totals() == {"num_image_queries": 8, "num_image_hits": 4, "num_images_encoded": 4}
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 2**32))
+def test_whatever_happens_the_executor_has_what_layers_attend_to(seed: int) -> None:
+    """As much as the capacity, and what one step has no room for."""
+    rng, budget, capacity = random.Random(seed), 9, 12
+    cache, kept, sizes = books(budget, capacity), {}, {}
+    sizes = {name: rng.randrange(1, 7) for name in range(8)}
+    passing: set[bytes] = set()
+    for _ in range(60):
+        cache.start_step()
+        needed, encoded = dict[bytes, int](), 0
+        for _ in range(rng.randrange(4)):
+            images = [item(place, sizes[name], name) for place, name in enumerate(rng.choices(range(8), k=rng.randrange(1, 5)))]
+            if cache.has_budget(images):
+                cache.attend(images)
+                needed |= {image.key: image.count for image in images}
+        step = StepInput(0, [], [], [])
+        cache.fill(step)
+        assert passing <= set(step.forgotten), "at once"
+        for key in step.forgotten:
+            kept.pop(key, None)
+        new = {image.key: image.count for image in step.images}
+        assert len(new) == len(step.images) and not set(new) & set(kept), "nothing is encoded twice"
+        kept |= new
+        assert set(new) <= set(needed) <= set(kept)
+        passing = set(kept) - set(cache._kept)
+        assert sum(kept[key] for key in set(kept) - passing) <= capacity and passing <= set(new)
+        encoded = sum(new.values())
+        assert encoded <= budget or encoded <= sum(max(needed.values()) for _ in range(4))
+        if rng.random() < 0.05:
+            cache.lose(step)
+            kept = {key: count for key, count in kept.items() if key not in new}
+            passing -= set(new)
+            step = StepInput(0, [], [], [])
+            cache.fill(step)
+
+
 @settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 2**32), whole=st.booleans())
 def test_whatever_happens_the_executor_has_what_a_step_needs(seed: int, whole: bool) -> None:
