@@ -28,6 +28,7 @@ _IMAGES = "framework/engine/images.py"
 _ENCODER_CACHE = "framework/multimodal/encoder_cache.py"
 _ITEMS = "framework/multimodal/items.py"
 _IMAGE_PROMPTS = "framework/multimodal/processor.py"
+_IMAGE_PLACES = "framework/multimodal/places.py"
 _IMAGE_ROWS = "framework/worker/images.py"
 _TOWER = "framework/models/tower.py"
 _PHI3_TOWER = "framework/models/phi3_tower.py"
@@ -232,7 +233,7 @@ TESTS: dict[str, list[str]] = {
     _POOLING_READ: _POOLING_TESTS,
     **dict.fromkeys((_POOLING_SETTINGS, _POOLING_FILES, _TOWER_EXECUTOR), _POOLING_TESTS),
     _IMAGES: [*_POOLING_TESTS, "tests/framework/multimodal/test_serving.py"],
-    **dict.fromkeys((_ENCODER_CACHE, _ITEMS, _IMAGE_PROMPTS, _IMAGE_ROWS, _ANGLES), _IMAGE_TESTS),
+    **dict.fromkeys((_ENCODER_CACHE, _ITEMS, _IMAGE_PROMPTS, _IMAGE_PLACES, _IMAGE_ROWS, _ANGLES), _IMAGE_TESTS),
     **dict.fromkeys(
         (_IMAGE_PIPELINE, *(f"{_IMAGE_GENERATION}{name}.py" for name in ("index", "attention", "load"))), _PIPELINE_TESTS
     ),
@@ -1167,7 +1168,7 @@ MUTANTS = [
     Mutant("text goes on behind the shorter side", _ITEMS, "position += max(image.grid)", "position += min(image.grid)"),
     Mutant("users spell placeholders", _IMAGE_PROMPTS, "found[0][0] + BREAK + found[0][1:]", "found[0]"),
     Mutant("every image is a hit", _ENCODER_CACHE, "self.num_hits += is_kept", "self.num_hits += 1"),
-    Mutant("one image more than the limit", _IMAGE_PROMPTS, "count > self._most:", "count > self._most + 1:"),
+    Mutant("one image more than the limit", _IMAGE_PLACES, "count > self._most:", "count > self._most + 1:"),
     Mutant("images go by any number", _IMAGE_PROMPTS, "if found != (expected", "if not found and found != (expected"),
     Mutant("keys ask queries", _TOWER, 'zip("qkv", tensor', 'zip("kqv", tensor'),
     Mutant("tiles with the colors of another tower", _TILES, "image_mean=_MEAN, image_std=_STD, ", ""),
@@ -1184,7 +1185,7 @@ MUTANTS = [
     ),
     Mutant("a step of an image alone", _VISUAL_EXPERTS, "if not len(tokens.language):", "if len(tokens.language):"),
     Mutant("adapters beside visual experts", _MODEL_LOAD, "info.vision is not None and info.vision.experts:", "False:"),
-    Mutant("two images for one", _IMAGE_PROMPTS, "if self._is_single and count > 1:", "if False:"),
+    Mutant("two images for one", _IMAGE_PLACES, "if self._is_single and count > 1:", "if False:"),
     Mutant("texts begin behind images", _IMAGE_PROMPTS, "self._encode if self._model_type == COGVLM else encode", "encode"),
     Mutant(
         "placeholders that are spelled stay broken",

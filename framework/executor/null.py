@@ -68,7 +68,14 @@ class NullExecutor:
             slots = config.lora.max_loras if config.lora.enabled else 0
             snapshots = config.cache.state_snapshots if self.has_states else None
             self._step = Mirror(
-                num_seats, self.num_blocks, config.cache.block_size, shape.vocab_size, shape.groups, slots, snapshots
+                num_seats,
+                self.num_blocks,
+                config.cache.block_size,
+                shape.vocab_size,
+                shape.groups,
+                slots,
+                snapshots,
+                config.scheduler.encoder_cache,
             )
         else:
             self._step = PseudoTokens(num_seats, shape.vocab_size)

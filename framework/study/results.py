@@ -35,12 +35,18 @@ REQUEST_COLUMNS = (
     "last_token_s",
     "num_prompt_tokens",
     "num_output_tokens",
+    "num_images",
+    "num_image_tokens",
     "ttft_s",
     "tpot_s",
     "e2e_s",
     "finish_reason",
     "error",
 )
+
+
+_LATER_COLUMNS = ("num_images", "num_image_tokens")
+"""Which files of older versions lack: of those nothing was counted then, because there was nothing."""
 
 
 def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -99,6 +105,8 @@ def write_requests(folder: Path, requests: Iterable[RequestRecord]) -> None:
                 "last_token_s": times[-1] if len(times) else None,
                 "num_prompt_tokens": r.num_prompt_tokens,
                 "num_output_tokens": len(times),
+                "num_images": r.num_images,
+                "num_image_tokens": r.num_image_tokens,
                 "ttft_s": ttft_s(r),
                 "tpot_s": tpot_s(r),
                 "e2e_s": e2e_s(r),
@@ -191,8 +199,10 @@ def collect_requests(folder: str | Path, runs: pd.DataFrame) -> pd.DataFrame:
         path = Path(folder) / run / REQUESTS_FILE
         if path.is_file():
             try:
-                tables.append(pd.read_csv(path, usecols=list(REQUEST_COLUMNS), low_memory=False).assign(run=run))
-            except ValueError as error:
+                found = pd.read_csv(path, usecols=lambda name: name in REQUEST_COLUMNS, low_memory=False)
+                later = {name: 0 for name in _LATER_COLUMNS if name not in found}
+                tables.append(found.assign(**later)[list(REQUEST_COLUMNS)].assign(run=run))
+            except (ValueError, KeyError) as error:
                 raise ValueError(f"{path} does not hold the requests of a run: {error}") from error
     if not tables:
         raise ValueError(f"no finished run below {str(folder)!r} has a {REQUESTS_FILE}")
