@@ -16,7 +16,8 @@ from ..models.ranks import Stage, rank_architecture
 from ..models.read import ModelInfo
 from .encoders import LIBRARY, EncoderStack, Item
 
-Rows = Literal["tokens", "logits", "samples", "decode", "prefill", "encoded"]
+Rows = Literal["tokens", "logits", "samples", "decode", "prefill", "encoded", "cross_decode", "cross_prefill"]
+ATTENTION_ROWS: tuple[Rows, ...] = ("decode", "prefill", "cross_decode", "cross_prefill")
 RECURRENT_ROWS: tuple[Rows, ...] = ("decode", "prefill")
 
 
@@ -26,7 +27,8 @@ class Call:
 
     op        whose time it takes
     rows      what its lengths are: one row with all tokens or all logits of the step, a row per token that is sampled or draft that
-              is checked, the rows that decode, or those of prompts; or an item that is encoded, each by itself
+              is checked, the rows that decode, or those of prompts, and likewise what an encoder gave for these (cross); or an item
+              that is encoded, each by itself
     elements  of what goes between devices: numbers per token
     each      of an item that is encoded: rows per position
     windowed  likewise, of attention: positions see a window of their own
@@ -186,6 +188,8 @@ class CallList:
             self._attention(layer, count)
         else:
             self._latent_attention(a.latent, layer, count)
+        if family.encoder:
+            self._cross_attention(count)
         self._all_reduce(hidden, count)
         if a.residual == "single":
             return
@@ -212,6 +216,15 @@ class CallList:
         self._add("paged_attention_decode", attention, count, rows="decode")
         self._add("paged_attention_prefill", attention, count, rows="prefill")
         self._linear(count, q_size, a.hidden_size)
+
+    def _cross_attention(self, count: int) -> None:
+        """To what an encoder gave."""
+        a, rank = self._a, self._rank
+        heads = {"num_heads": rank.num_heads, "num_kv_heads": rank.num_kv_heads, "head_dim": a.head_dim, "window": 0, "causal": 0}
+        self._linear(count, a.hidden_size, rank.num_heads * a.head_dim)
+        self._add("paged_attention_decode", heads, count, rows="cross_decode")
+        self._add("paged_attention_prefill", heads, count, rows="cross_prefill")
+        self._linear(count, rank.num_heads * a.head_dim, a.hidden_size)
 
     def _latent_attention(self, x: Latent, layer: LayerShape, count: int) -> None:
         """In its absorbed form. Every rank has the whole latents."""

@@ -41,12 +41,12 @@ Item = int | Parts
 
 
 class EncoderCall(NamedTuple):
-    """``count`` calls of the op whose time they take. rows: for each position; library: the library computes it; windowed: of
+    """``number`` calls of the op whose time they take. rows: for each position; library: the library computes it; windowed: of
     attention, in windowed layers."""
 
     op: str
-    dims: dict[str, float]
-    count: int
+    dims: Mapping[str, float]
+    number: int
     rows: float = 1.0
     library: bool = True
     windowed: bool = False

@@ -13,6 +13,7 @@ from ..op_times import OpCall, OpTimes
 from .calls import Call
 from .cost_model import StageCost, StepWork
 from .encoders import LIBRARY
+from .shape import native
 
 _SIZES = ("weight_bytes", "act_bytes", "kv_bytes", "out_bytes")
 
@@ -56,16 +57,20 @@ class Observer:
 
     def _describe(self, call: Call) -> tuple[dict[str, float], tuple[tuple[str, Any], ...]]:
         """dims and options, as those of a call of the real kernel."""
+        architecture = native(self._model, self._config)
         usual = ELEMENT_BYTES[self._dtype]
         dims = dict(call.dims)
         dims = {name: value for name, value in dims.items() if name != "logit_bytes" and (name not in _SIZES or value != usual)}
         options = {name: value for name, value in self._options(dims).items() if name in _OPTIONS.get(call.op, ())}
+        if "causal" in options:
+            causal = options["causal"] = dims.pop("causal", 1) == 1
+            if causal and architecture.buckets is not None:
+                options["num_distances"] = architecture.buckets.max_distance + 1
         self._known[call] = dims, tuple(sorted(options.items()))
         return self._known[call]
 
     def _options(self, dims: Mapping[str, float]) -> dict[str, Any]:
-        architecture, cache = self._model.architecture, self._config.cache
-        assert architecture is not None, "executors without a device refuse such models"
+        architecture, cache = native(self._model, self._config), self._config.cache
         off = dict.fromkeys(("sinks", "alibi", "bias", "zeros", "act_order", "static"), False)
         family = architecture.family
         rot_dim = architecture.head_dim if architecture.latent is None else architecture.latent.rope_dim

@@ -127,11 +127,12 @@ class SimulatedExecutor:
         activations = max(of_step, encoders.activation_bytes(element))
         if self._tower is not None and model.encoding is None:  # embeddings of images, which are kept
             activations += config.scheduler.encoder_cache * architecture.hidden_size * element
-        self.num_blocks = num_blocks(config, len(self.groups), self.max_model_len, self._held(), activations, device.memory_bytes)
+        longest = max(self.max_model_len, model.most_encoded(config.cache.block_size))
+        self.num_blocks = num_blocks(config, len(self.groups), longest, self._held(), activations, device.memory_bytes)
         self.in_flight_steps, self.num_stages = max(len(cuts), 2), len(cuts)
         self.draft_max_model_len, self.drafts_read_ahead = None, False
         self.num_drafts = config.speculative_config.num_speculative_tokens
-        self.has_states = architecture.has_states
+        self.has_states, self._attends_encoded = architecture.has_states, bool(architecture.family.encoder)
         self.weight_bytes = self.nominal_weight_bytes = round(config.parallel.tp * sum(held.weights for held in self._held()))
 
         self._device, self._graphs, self._noise = device.name, config.graphs, config.executor.noise
@@ -151,6 +152,7 @@ class SimulatedExecutor:
         self._tokens = PseudoTokens(self._num_seats, self.vocab_size, self._drafting.rates if self._drafting else None)
         self.idle_from_s = [clock.now()] * self.num_stages
         self._token_at_s = np.zeros(self._num_seats)
+        self._encoded = np.zeros(self._num_seats, dtype=np.int64) if self._attends_encoded else None
         self._context = 1
         self._periods: dict[tuple[int, int, int], float] = {}
 
@@ -163,6 +165,10 @@ class SimulatedExecutor:
     def submit(self, step: StepInput) -> SimulatedStep:
         tokens, seats = self._tokens, np.array(step.seats)
         tokens.admit(step.new)
+        if self._encoded is not None:
+            for new in step.new:
+                assert new.encoder_input is not None, "the engine takes no other prompts"
+                self._encoded[new.seat] = new.encoder_input.num_seen
         contexts = tokens.lengths[seats] + step.num_tokens
         work = self._work(step, contexts)
         times, passes = self._placement.step(work), list[StepWork]()
@@ -277,10 +283,13 @@ class SimulatedExecutor:
         """Rows come in the order of their kinds: one token, one token and drafts, prompts."""
         counts, num_rows, num_samples = step.num_tokens, len(step.num_tokens), len(step.num_tokens) - step.num_logits.count(0)
         ones = first_chunk = counts.count(1)
-        decodes = [DecodeRows(1, contexts[:ones])] if ones else []
         num_logits = sum(step.num_logits)
         if num_logits > num_samples:
             first_chunk += sum(each > 1 for each in step.num_logits)
+        if step.new and (whole := contexts[:ones] == 1).any():  # prompts of one token, which are no decodes; nor is what follows
+            ones = first_chunk = int(whole.argmax())
+        decodes = [DecodeRows(1, contexts[:ones])] if ones else []
+        if first_chunk > ones:
             lens, drafting = np.array(counts[ones:first_chunk]), contexts[ones:first_chunk]
             decodes += [DecodeRows(each, drafting[lens == each]) for each in sorted(set(counts[ones:first_chunk]))]
         recorded = (
@@ -292,9 +301,15 @@ class SimulatedExecutor:
         num_tokens = sum(counts)
         if recorded and self._recordings:
             num_tokens = decodes[0].tokens * self._recordings[bisect_left(self._recordings, num_rows)]
-        chunks = counts[first_chunk:], contexts[first_chunk:].tolist()
-        images = [self._tower.item(image) for image in step.images] if self._tower is not None else ()
-        return StepWork(num_tokens, num_logits, decodes, *chunks, recorded, images)
+        work = StepWork(num_tokens, num_logits, decodes, counts[first_chunk:], contexts[first_chunk:].tolist(), recorded)
+        if self._tower is not None:
+            work.encoded = [self._tower.item(image) for image in step.images]
+        if self._encoded is not None:
+            seen = self._encoded[step.seats]
+            work.encoded = [new.encoder_input.num_tokens for new in step.new if new.encoder_input is not None]
+            work.cross_decodes = [DecodeRows(1, seen[:ones])] if ones else []
+            work.cross_ctx_lens = seen[first_chunk:].tolist()
+        return work
 
     def _submit(self, times: Sequence[tuple[float, int]], tokens_at_s: float) -> float:
         """Returns when the step is done."""

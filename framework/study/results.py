@@ -42,11 +42,10 @@ REQUEST_COLUMNS = (
     "e2e_s",
     "finish_reason",
     "error",
+    "num_encoder_tokens",
 )
-
-
-_LATER_COLUMNS = ("num_images", "num_image_tokens")
-"""Which files of older versions lack: of those nothing was counted then, because there was nothing."""
+_LATER_COLUMNS = ("num_encoder_tokens", "num_images", "num_image_tokens")
+"""Of requests, that older files do not have."""
 
 
 def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -112,6 +111,7 @@ def write_requests(folder: Path, requests: Iterable[RequestRecord]) -> None:
                 "e2e_s": e2e_s(r),
                 "finish_reason": r.finish_reason,
                 "error": r.error,
+                "num_encoder_tokens": r.num_encoder_tokens or None,
             }
             writer.writerow({k: _cell(v) for k, v in row.items()})
 
@@ -200,8 +200,8 @@ def collect_requests(folder: str | Path, runs: pd.DataFrame) -> pd.DataFrame:
         if path.is_file():
             try:
                 found = pd.read_csv(path, usecols=lambda name: name in REQUEST_COLUMNS, low_memory=False)
-                later = {name: 0 for name in _LATER_COLUMNS if name not in found}
-                tables.append(found.assign(**later)[list(REQUEST_COLUMNS)].assign(run=run))
+                found[[name for name in REQUEST_COLUMNS if name not in _LATER_COLUMNS]]  # whatever else a version writes
+                tables.append(found.reindex(columns=REQUEST_COLUMNS).assign(run=run))
             except (ValueError, KeyError) as error:
                 raise ValueError(f"{path} does not hold the requests of a run: {error}") from error
     if not tables:

@@ -62,7 +62,7 @@ def test_products_are_those_that_the_library_computes(kind: str) -> None:
             assert encode(kind, library_encoder(kind), positions).shape == (1, positions, 64)
         lens = [[positions * call.rows] for call in stack.calls()]
         products = ("linear", "paged_attention_prefill")
-        found = sum(c.count * costs[c.op](c.dims, n, n).flops for c, n in zip(stack.calls(), lens) if c.op in products)
+        found = sum(c.number * costs[c.op](c.dims, n, n).flops for c, n in zip(stack.calls(), lens) if c.op in products)
         assert found == counter.get_total_flops()
 
 
