@@ -9,13 +9,12 @@ import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any, cast
 
 import torch
 
 from ..clock import Clock
-from ..config import EngineConfig, LoraConfig
+from ..config import EngineConfig
 from ..engine.executor import Executor, Handle, LoadedAdapter
 from ..engine.kv_cache.memory import cache_blocks, state_rows
 from ..engine.kv_cache.spec import ELEMENT_BYTES, CacheGroup, block_bytes, group_layers, own_groups
@@ -30,17 +29,15 @@ from ..models.expert_balancer import ExpertBalancer
 from ..models.expert_map import ExpertMap
 from ..models.image_encoder import ImageEncoder
 from ..models.load import load_model
-from ..models.lora.slots import lora_bytes, rank_parts
 from ..models.parallel import Parallel
 from ..models.pooling.load import load_heads
 from ..models.quantization.table import read_scheme
-from ..models.ranks import rank_architecture, rank_cache_specs, stage_weight_bytes, stages
+from ..models.ranks import rank_cache_specs
 from ..models.read import ModelInfo
-from ..models.weights import weight_bytes
 from ..multimodal.support import images_refusal
 from ..plan import AttentionMeta, KernelPlan, LoraMeta, StateMeta
 from .adapter_host import AdapterHost
-from .cache_memory import allocate_caches, allocate_states
+from .cache_memory import allocate_caches, allocate_states, check_cache_fits
 from .devices import Capture, Device, graph_sizes, open_device
 from .drafting.drafter import Drafter, check_drafter, load_drafter
 from .drafting.draws import draft_probs_shape
@@ -49,7 +46,7 @@ from .pooling.runner import PoolingRunner
 from .probes import Probes
 from .runner import Runner
 from .transfer import device_losses
-from .weight_memory import check_weights_fit, tensor_bytes
+from .weight_memory import check_weights_fit, nominal_weight_bytes, tensor_bytes
 
 _logger = logging.getLogger(__name__)
 OPS_OUTSIDE_GRAPHS = (
@@ -95,7 +92,7 @@ class LocalExecutor:
             from ..models.tower import load_tower, tower_bytes  # slow to import, and needed for few models
 
             tower_size = tower_bytes(config.model, model)
-        self.nominal_weight_bytes = round(_weight_bytes(config, model, parallel)) + tower_size
+        self.nominal_weight_bytes = round(nominal_weight_bytes(config, model, parallel)) + tower_size
         check_weights_fit(self.nominal_weight_bytes, model, device)
         if config.speculative_config.place == "device":
             check_drafter(config, model)
@@ -149,7 +146,7 @@ class LocalExecutor:
         with _phase("KV cache") as said:
             self.num_blocks = self._fit_blocks(config, device)
             cache_bytes = self.num_blocks * _block_bytes(self._own_groups, self._drafter, config.cache.block_size)
-            _check_cache_fits(self.num_blocks, cache_bytes, self._state_bytes(config), device)
+            check_cache_fits(self.num_blocks, cache_bytes, self._state_bytes(config), device)
             caches = allocate_caches(self._own_groups, self.num_blocks, config.cache.block_size, device.torch)
             said.append(f"{self.num_blocks} blocks of {config.cache.block_size} tokens, {memory_size(cache_bytes)}")
             states = allocate_states(self._model.state_specs(), state_rows(config), device.torch)
@@ -354,50 +351,6 @@ def _phase(name: str) -> Iterator[list[str]]:
     _logger.info("%s: %s, in %.1f s", name, ", ".join(said), time.perf_counter() - start_s)
 
 
-def _weight_bytes(config: EngineConfig, model: ModelInfo, parallel: Parallel) -> float:
-    """What the weights of this rank will take, with the slots for adapters and the heads of a model that pools."""
-    if model.encoding is not None and model.encoding.max_images is None:
-        from ..models.encoder import encoder_bytes
-
-        return _weight_bytes(config, replace(model, encoding=None), parallel) + encoder_bytes(config.model, model)
-    if model.pooling is not None and (layers := model.pooling.classifier + model.pooling.projection):
-        heads = sum(layer.rows * layer.columns for layer in layers)  # always float32
-        return _weight_bytes(config, replace(model, pooling=None), parallel) + torch.float32.itemsize * heads
-    if model.architecture is not None and config.lora.enabled:
-        without = replace(config, lora=LoraConfig())
-        return _weight_bytes(without, model, parallel) + lora_bytes(
-            rank_parts(model.architecture, parallel, config.lora), config.lora, getattr(torch, model.dtype)
-        )
-    if model.architecture is not None:
-        scheme = read_scheme(model.quantization, config.quant)
-        if parallel.tp.size * parallel.pp.size * parallel.ep.size > 1:
-            sizes = parallel.sizes
-            rank = rank_architecture(model.architecture, sizes)
-            stage = stages(model.architecture, sizes.pp)[parallel.pp.rank]
-            return stage_weight_bytes(rank, stage, sizes.ep, scheme, model.dtype, sizes.redundant_experts)
-        return weight_bytes(model.architecture, scheme, getattr(torch, model.dtype), model.max_model_len)
-    import transformers
-
-    from ..models.library import num_library_weights  # slow to import, and needed for few models
-    from ..models.transformers_model import servable_config
-
-    kind = transformers.AutoModelForCausalLM if model.diffusion is None else transformers.AutoModelForMultimodalLM
-    return num_library_weights(config.model, servable_config(config.model, model), kind) * ELEMENT_BYTES[model.dtype]
-
-
 def _block_bytes(groups: tuple[CacheGroup, ...], drafter: Drafter | None, block_size: int) -> int:
     """Of all that is kept of a block's tokens."""
     return block_bytes(groups, block_size) + block_size * (0 if drafter is None else drafter.token_bytes())
-
-
-def _check_cache_fits(num_blocks: int, needed: int, states: int, device: Device) -> None:
-    """Raises ValueError for a cache of ``needed`` bytes, and ``states`` beside it, that the device has no memory for, before they
-    are allocated."""
-    memory = device.memory()
-    if memory is not None and needed + states > memory.available:
-        beside = f" and states {memory_size(states)}" if states else ""
-        raise ValueError(
-            f"a KV cache of {num_blocks} blocks takes {memory_size(needed)}{beside}, but {device.name} has "
-            f"{memory_size(memory.available)} available beside the weights, of {memory_size(memory.total)}: lower cache.num_blocks "
-            f"(or cache.memory_bytes){', or scheduler.max_num_seqs or cache.state_snapshots' if states else ''}, or free some"
-        )
