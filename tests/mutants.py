@@ -29,6 +29,10 @@ _ENCODER_CACHE = "framework/multimodal/encoder_cache.py"
 _ITEMS = "framework/multimodal/items.py"
 _IMAGE_PROMPTS = "framework/multimodal/processor.py"
 _IMAGE_PLACES = "framework/multimodal/places.py"
+_IMAGE_MIRROR = "framework/executor/mirror.py"
+_SIZED_FILE = "framework/multimodal/sized.py"
+_TOWERS_FILE = "framework/executor/towers.py"
+_PICTURES_FILE = "framework/study/workload/pictures.py"
 _IMAGE_ROWS = "framework/worker/images.py"
 _TOWER = "framework/models/tower.py"
 _PHI3_TOWER = "framework/models/phi3_tower.py"
@@ -184,6 +188,7 @@ _QUANTIZATION_TESTS = ["tests/framework/models/quantization", "tests/framework/m
 _CONFIG_TESTS = ["tests/models/test_configs.py"]
 _CALIBRATION_TESTS = ["tests/framework/executor/test_calibration.py"]
 _SIMULATED_TESTS = [
+    "tests/framework/multimodal/test_without_device.py",
     *(f"tests/framework/executor/test_{name}.py" for name in ("parallel", "device_memory", "simulated", "speculation")),
     "tests/framework/study/test_replicas.py",
 ]
@@ -333,6 +338,10 @@ TESTS: dict[str, list[str]] = {
     _PLAN: ["tests/framework/models/quantization/test_on_load.py"],
     _GPTQ_SEARCH: ["tests/framework/quantize/test_gptq.py"],
     _QUALITY: ["tests/framework/worker/test_teacher_forcing.py"],
+    _IMAGE_MIRROR: ["tests/framework/multimodal/test_without_device.py"],
+    _SIZED_FILE: ["tests/framework/multimodal/test_sized.py"],
+    _TOWERS_FILE: ["tests/framework/executor/test_towers.py"],
+    _PICTURES_FILE: ["tests/experiments/test_image_workloads.py"],
     **dict.fromkeys((_TIMERS, _SIMULATED, _SIMULATED_DEVICE, _RANKS), _SIMULATED_TESTS),
     **dict.fromkeys((_CALIBRATION, _OPERATORS, _OPERATOR_MODEL, _PHYSICS, _KRIGING), _CALIBRATION_TESTS),
     _FITTING: ["tests/framework/study/test_calibration_fits.py"],
@@ -1203,6 +1212,12 @@ MUTANTS = [
     ),
     Mutant("a step of an image alone", _VISUAL_EXPERTS, "if not len(tokens.language):", "if len(tokens.language):"),
     Mutant("adapters beside visual experts", _MODEL_LOAD, "info.vision is not None and info.vision.experts:", "False:"),
+    Mutant("an image is not encoded, and nobody minds", _IMAGE_MIRROR, "assert image.key in self._embeddings, f", "assert True, f"),
+    Mutant("what is forgotten is there all the same", _IMAGE_MIRROR, "self._embeddings.pop(name, None)", "pass"),
+    Mutant("a tower takes no time", _SIMULATED, "[self._tower.item(image) for image in step.images]", "[]"),
+    Mutant("windows see everything", _TOWERS_FILE, "min(side, end - i)", "side"),
+    Mutant("a thumbnail is left out", _SIZED_FILE, "        count += count > 1\n", ""),
+    Mutant("images repeat as one", _PICTURES_FILE, "self._known[name] = self._sized(name)", "self._known[name] = self._sized(0)"),
     Mutant("two images for one", _IMAGE_PLACES, "if self._is_single and count > 1:", "if False:"),
     Mutant("texts begin behind images", _IMAGE_PROMPTS, "self._encode if self._model_type == COGVLM else encode", "encode"),
     Mutant(
