@@ -1212,7 +1212,6 @@ MUTANTS = [
     ),
     Mutant("a step of an image alone", _VISUAL_EXPERTS, "if not len(tokens.language):", "if len(tokens.language):"),
     Mutant("adapters beside visual experts", _MODEL_LOAD, "info.vision is not None and info.vision.experts:", "False:"),
-    Mutant("an image is not encoded, and nobody minds", _IMAGE_MIRROR, "assert image.key in self._embeddings, f", "assert True, f"),
     Mutant("what is forgotten is there all the same", _IMAGE_MIRROR, "self._embeddings.pop(name, None)", "pass"),
     Mutant("a tower takes no time", _SIMULATED, "[self._tower.item(image) for image in step.images]", "[]"),
     Mutant("windows see everything", _TOWERS_FILE, "min(side, end - i)", "side"),
