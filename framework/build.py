@@ -85,7 +85,8 @@ def build_engine(config: EngineConfig, clock: Clock | None = None, kernels: Mapp
     model = read_model(config.model)
     config = settle_sharing(config, model)
     config = settle_encoding(config, model)
-    config, model = settle_diffusion(config, model), with_passes(config, model)
+    model = with_passes(config, model)
+    config = settle_diffusion(config, model)
     if model.pooling is not None:
         config = settle_pooling(config, model.pooling)
     inputs = input_processor(config.model, model, config)
@@ -148,8 +149,8 @@ def build_replicas(config: EngineConfig) -> list[Engine]:
     executor: Any = first.executor
     assert EXECUTORS[config.executor.kind].virtual_clock, "others are replicas.Replicas"
     others = [executor.replica(clock, i) for i, clock in enumerate(clocks, 1)]
-    config, inputs, pooling = first.config, first.inputs, first.pooling
-    return [first, *(Engine(config, each, inputs, each.clock, None, _speculation(config, each), pooling) for each in others)]
+    config, inputs, rules = first.config, first.inputs, (first.pooling, first.denoising)
+    return [first, *(Engine(config, each, inputs, each.clock, None, _speculation(config, each), *rules) for each in others)]
 
 
 def replica_configs(config: EngineConfig) -> list[EngineConfig]:

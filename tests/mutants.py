@@ -128,6 +128,11 @@ _SPEECH = "framework/engine/speech.py"
 _SOUND = "framework/engine/sound.py"
 _LOCAL_EXECUTOR = "framework/worker/local_executor.py"
 _DENOISING = "framework/engine/diffusion.py"
+_RUN_AHEAD = "framework/engine/run_ahead.py"
+_ATTENTION_ROWS = "framework/engine/attention_rows.py"
+_PSEUDO = "framework/executor/pseudo.py"
+_CANVAS_MIRROR = "framework/executor/canvas_mirror.py"
+_CALLS = "framework/executor/calls.py"
 _DIFFUSION = "framework/models/families/diffusion.py"
 _REDRAWING = "framework/engine/redrawing.py"
 _CANVASES = "framework/worker/canvases.py"
@@ -223,6 +228,7 @@ _COGVLM_TESTS = ["tests/framework/multimodal/test_cogvlm.py"]
 _PHI3_TESTS = ["tests/framework/multimodal/test_phi3_v.py"]
 _STATE_TESTS = ["tests/framework/worker/test_states.py"]
 _DIFFUSION_TESTS = ["tests/models/test_block_diffusion.py"]
+_CANVAS_TESTS = ["tests/framework/executor/test_canvases.py", "tests/framework/engine/test_canvases.py"]
 _REDRAWING_TESTS = ["tests/models/test_diffusion_gemma.py"]
 _LORA_EXACTNESS = "tests/test_lora_exactness.py"
 _ENCODING_TESTS = "tests/models/test_encoder_decoders.py"
@@ -239,8 +245,8 @@ TESTS: dict[str, list[str]] = {
     _POOLING_READ: _POOLING_TESTS,
     **dict.fromkeys((_POOLING_SETTINGS, _POOLING_FILES, _TOWER_EXECUTOR), _POOLING_TESTS),
     _IMAGES: [*_POOLING_TESTS, "tests/framework/multimodal/test_serving.py"],
-    **dict.fromkeys((_ENCODER_CACHE, _ITEMS, _IMAGE_PROMPTS, _IMAGE_PLACES, _ANGLES), _IMAGE_TESTS),
-    _IMAGE_ROWS: [*_IMAGE_TESTS, _FAILING_STEPS],
+    **dict.fromkeys((_ITEMS, _IMAGE_PROMPTS, _IMAGE_PLACES, _ANGLES), _IMAGE_TESTS),
+    **{key: [*_IMAGE_TESTS, _FAILING_STEPS] for key in (_ENCODER_CACHE, _IMAGE_ROWS)},
     **dict.fromkeys(
         (_IMAGE_PIPELINE, *(f"{_IMAGE_GENERATION}{name}.py" for name in ("index", "attention", "load"))), _PIPELINE_TESTS
     ),
@@ -256,7 +262,14 @@ TESTS: dict[str, list[str]] = {
     _SHAPE: ["tests/framework/executor/test_kv_blocks.py"],
     _LIBRARY_MODEL: ["tests/framework/models/test_transformers_backend.py"],
     _ENCODERS: _POOLING_TESTS,
-    _SCHEDULER: [*_ENGINE_TESTS, *_TOKEN_TESTS, *_DRAFT_TESTS, _MLLAMA_TESTS, "tests/framework/multimodal/test_serving.py"],
+    _SCHEDULER: [
+        *_ENGINE_TESTS,
+        *_TOKEN_TESTS,
+        *_DRAFT_TESTS,
+        _MLLAMA_TESTS,
+        "tests/framework/multimodal/test_serving.py",
+        _FAILING_STEPS,
+    ],
     _DEPTH: ["tests/framework/speculation/test_depth.py"],
     _SPECULATION: ["tests/framework/engine/test_speculation.py", *_ENGINE_TESTS, *_DRAFT_TESTS],
     _SCHEDULED: _ENGINE_TESTS,
@@ -271,7 +284,8 @@ TESTS: dict[str, list[str]] = {
     _ROWS: [*_LORA_TESTS, *_TOKEN_TESTS, *_DRAFT_TESTS, "tests/distributed/test_tokens.py"],
     **{file: [*_TOKEN_TESTS, *_DRAFT_TESTS] for file in (_SAMPLER, _SEAT_PARAMS)},
     _PENALTIES: ["tests/framework/worker/test_bad_words.py", *_TOKEN_TESTS, *_DRAFT_TESTS, _ENCODING_TESTS, _MLLAMA_TESTS],
-    _CACHE_MEMORY: _STATE_TESTS,
+    _CACHE_MEMORY: [*_STATE_TESTS, *_CANVAS_TESTS],
+    **dict.fromkeys((_RUN_AHEAD, _ATTENTION_ROWS, _PSEUDO, _CANVAS_MIRROR, _CALLS), _CANVAS_TESTS),
     **{key: [_SOUND_TESTS, _MLLAMA_TESTS] for key in (_ENCODING, _SPEECH, _SOUND)},
     _LOCAL_EXECUTOR: [_ENCODING_TESTS],
     **dict.fromkeys((_DENOISING, _DIFFUSION), _DIFFUSION_TESTS),
@@ -348,7 +362,8 @@ TESTS: dict[str, list[str]] = {
     **dict.fromkeys((_METRICS, _RECORDS), _METRICS_TESTS),
     **dict.fromkeys((_STATISTICS, _COMPARISON), _COMPARISON_TESTS),
     _ROUTER: ["tests/framework/engine/test_router.py"],
-    **dict.fromkeys((_REPLICAS, _BUILD), _REPLICA_TESTS),
+    _REPLICAS: _REPLICA_TESTS,
+    _BUILD: [*_REPLICA_TESTS, *_CANVAS_TESTS],
     _FRONT: [*_REPLICA_TESTS, "tests/framework/test_data_parallel.py"],
     _POLICIES: ["tests/framework/engine/test_policies.py"],
     **dict.fromkeys((_ENGINE_METRICS, _PROMETHEUS), _RECORDER_TESTS),
@@ -1178,6 +1193,8 @@ MUTANTS = [
     Mutant(
         "a step encodes whatever it meets", _ENCODER_CACHE, "self._chunked and image.count > self._left < self._budget", "False"
     ),
+    Mutant("what a failed step was to forget stays", _ENCODER_CACHE, "[*step.forgotten, *(image", "[*(image"),
+    Mutant("failed steps encoded their images", _SCHEDULER, "self.images.lose(scheduled.step_input)", "pass"),
     Mutant("positions of an image stay with its seat", _IMAGE_ROWS, "self.deltas[seat] = 0", "pass"),
     Mutant("a lost device is a broken image", _IMAGE_ROWS, "not self._is_alone or is_device_loss(error)", "not self._is_alone"),
     Mutant("a lost device is a broken prompt", _ENCODER_RUNNER, "if is_device_loss(error):", "if False:"),
@@ -1707,19 +1724,69 @@ MUTANTS = [
     Mutant("a request's first tokens find the states of who was there", _BATCHES, "rows.first == 0)", "rows.first < 0)"),
     Mutant("states of padding are somebody's", _GRAPHS, ".masked_fill_(row_seats == padding_seat, -1)", ".clamp_max_(size - 1)"),
     Mutant("states are beside what memory there is", _CACHE_MEMORY, "(available - states) // each", "available // each"),
-    Mutant("the least sure tokens are settled", _DENOISING, "-logprobs[index].logprob)", "logprobs[index].logprob)"),
-    Mutant("a threshold is no more than a wish", _DENOISING, " or logprobs[index].logprob > self._threshold", ""),
+    Mutant("the least sure tokens are settled", _DENOISING, "key=confidences.__getitem__)", "key=lambda i: -confidences[i])"),
+    Mutant("a threshold is no more than a wish", _DENOISING, "if len(sure) < self._least:", "if True:"),
     Mutant(
         "a pass settles one token at least, whatever is asked",
         _DENOISING,
-        "-(-canvas_size // (config.max_passes or canvas_size))",
+        "-(-canvas_size // (self.max_passes or canvas_size))",
         "1",
     ),
-    Mutant("a token at the threshold is settled", _DENOISING, "logprob > self._threshold", "logprob >= self._threshold"),
-    Mutant("of equals the last is settled", _DENOISING, "-logprobs[index].logprob)", "(-logprobs[index].logprob, -index))"),
-    Mutant("settled tokens are masks again", _DENOISING, "if place in settled else self._mask", "if False else self._mask"),
-    Mutant("what is settled settles again", _DENOISING, "if start + index not in settled]", "]"),
-    Mutant("tokens of no number are output", _DENOISING, "found[index] == FAILED_ROW", "found[index] == -7"),
+    Mutant("a token at the threshold is settled", _DENOISING, "] > self._threshold]", "] >= self._threshold]"),
+    Mutant("of equals the last is settled", _DENOISING, "nlargest(self._least, masked,", "nlargest(self._least, masked[::-1],"),
+    Mutant(
+        "settled tokens are masks again",
+        _DENOISING,
+        "return known[first:] + request.settled",
+        "return known[first:] + [self._mask] * len(request.settled)",
+    ),
+    Mutant("what is settled settles again", _DENOISING, "enumerate(settled) if token == self._mask]", "enumerate(settled)]"),
+    Mutant("tokens of no number are output", _DENOISING, "tokens[index] == FAILED_ROW", "tokens[index] == -7"),
+    Mutant(
+        "log-probabilities are told from the first place on",
+        _DENOISING,
+        "request.told |= {start + index:",
+        "request.told |= {index:",
+    ),
+    Mutant("steps ahead pass over canvases", _RUN_AHEAD, "        or scheduler.denoising is not None\n", ""),
+    Mutant("replicas generate token by token", _BUILD, "(first.pooling, first.denoising)", "(first.pooling, None)"),
+    Mutant("made-up passes are as many for all", _PSEUDO, "< self._mean - least)", "< -1)"),
+    Mutant(
+        "made-up tokens are settled in the order of their places",
+        _PSEUDO,
+        ".argsort(1).argsort(1)",
+        ".argsort(1) * 0 + np.arange(self.canvas_size)",
+    ),
+    Mutant("a made-up mask is output", _PSEUDO, "return tokens if mask is None else", "return tokens if True else"),
+    Mutant(
+        "a new request goes on with its seat's made-up passes",
+        _PSEUDO,
+        "self._starts[[request.seat for request in new]] = -1",
+        "pass",
+    ),
+    Mutant("the first made-up pass is sure", _PSEUDO, "(nth < self.num_passes(states, starts))", "(nth < 0)"),
+    Mutant(
+        "the mirror lets others read canvases with masks",
+        _CANVAS_MIRROR,
+        "hash((before, tuple(part), said))",
+        "hash((before, start))",
+    ),
+    Mutant(
+        "the mirror takes any token for settled",
+        _CANVAS_MIRROR,
+        'token in canvas.offered.get(place, ()), f"no pass found token {place}"\n                row.tokens',
+        "True\n                row.tokens",
+    ),
+    Mutant("simulated canvases see only what is before", _CALLS, "a.causal and a.diffusion is None", "a.causal"),
+    Mutant("simulated passes gather no log-probabilities", _CALLS, '(*drawn_by, "gather_logprobs")', "drawn_by"),
+    Mutant("simulated canvases stand in one row", _ATTENTION_ROWS, "np.diff(ends, prepend=0))", "np.diff(ends * 0, prepend=0))"),
+    Mutant("the first canvas is a decode", _ATTENTION_ROWS, "& (first > 0)", "& (first >= 0)"),
+    Mutant(
+        "logits of canvases take no memory",
+        _CACHE_MEMORY,
+        "config.scheduler.max_num_seqs * canvas_size",
+        "config.scheduler.max_num_seqs",
+    ),
     Mutant("canvases may be cut", _DENOISING, "return count // self.canvas_size * self.canvas_size", "return count"),
     Mutant(
         "LLaDA2 chooses experts without their bias", _DIFFUSION, '"bias": config["moe_router_enable_expert_bias"]', '"bias": False'

@@ -155,7 +155,8 @@ class CallList:
         self._add("linear", {"in_features": a.embed_dim, "out_features": rank.vocab_size}, rows="logits")
         if tp > 1:
             self._add("all_gather", {"num_ranks": tp}, rows="logits", elements=rank.vocab_size * tp)
-        for op in ("filter_logits", "verify_draft") if acceptance_rule == "standard" else ("sample",):
+        drawn_by = ("filter_logits", "verify_draft") if acceptance_rule == "standard" else ("sample",)
+        for op in (*drawn_by, "gather_logprobs") if a.diffusion is not None else drawn_by:
             self._add(op, {"vocab_size": a.vocab_size}, rows="samples")
         return self._calls
 
@@ -212,7 +213,8 @@ class CallList:
             if layer.rope is not None:
                 self._add("rotary", heads, count)
             self._add("kv_cache_write", {name: heads[name] for name in ("num_kv_heads", "head_dim")}, count)
-        attention = {**heads, "window": layer.reach or 0} | ({} if a.causal else {"causal": 0})
+        is_causal = a.causal and a.diffusion is None  # rows end where a canvas does
+        attention = {**heads, "window": layer.reach or 0} | ({} if is_causal else {"causal": 0})
         self._add("paged_attention_decode", attention, count, rows="decode")
         self._add("paged_attention_prefill", attention, count, rows="prefill")
         self._linear(count, q_size, a.hidden_size)

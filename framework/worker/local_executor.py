@@ -16,7 +16,7 @@ import torch
 from ..clock import Clock
 from ..config import EngineConfig
 from ..engine.executor import Executor, Handle, LoadedAdapter
-from ..engine.kv_cache.memory import cache_blocks, state_rows
+from ..engine.kv_cache.memory import cache_blocks, logit_rows, state_rows
 from ..engine.kv_cache.spec import ELEMENT_BYTES, CacheGroup, block_bytes, group_layers, own_groups
 from ..engine.step import StepInput
 from ..logs import memory_size
@@ -325,7 +325,9 @@ class LocalExecutor:
         lengths = cu_q.diff()
         groups = [GroupBatch(skip, None, AttentionMeta(cu_q, lengths, table, longest, longest)) for _ in self.groups]
         ids = torch.zeros(num_tokens, dtype=torch.int64, device=device)
-        rows = torch.zeros(config.scheduler.max_num_seqs, dtype=torch.int64, device=device)
+        rows = torch.zeros(
+            logit_rows(config, self._diffusion.canvas_size if self._diffusion else 1), dtype=torch.int64, device=device
+        )
         positions = torch.arange(num_tokens, device=device) % longest
         batch = ForwardBatch(ids, positions, 0, groups, caches, rows)
         if self.has_states:

@@ -265,6 +265,8 @@ class Serving(RuleBasedStateMachine):
                 self._step()
             assert not self.engine.has_unfinished(), "no progress"
             assert_idle(self.engine)
+            images = self.engine.scheduler.images
+            assert images is None or not images._holders, "room is kept for images of nobody"
             assert len(set(self.engine.scheduler._free_seats)) == self.engine.config.scheduler.max_num_seqs
             self.ask([*range(5)])
         self.engine.abort(self.asked)
@@ -320,3 +322,15 @@ def test_a_device_that_is_lost_while_it_encodes_ends_all(name: str, folder: Path
         done = finish(engine)
     assert len(done) == 5 and all("DeviceLostError: CUDA error" in str(output.error) for output in done.values())
     assert engine.errored is not None
+
+
+def test_what_a_failed_step_was_to_forget_is_forgotten_by_the_next(folder: Path) -> None:
+    engine = build("llava", folder, CacheConfig(num_blocks=100), SchedulerConfig(max_num_seqs=2, encoder_cache=16))
+    failing = Failing(cast(LocalExecutor, engine.executor))
+    engine.executor = cast(Any, failing)
+    errors = []
+    for index, failing.place in ((1, ""), (2, "before"), (3, "")):
+        engine.add_request(str(index), *KINDS["llava"].jobs[index])
+        errors.append(finish(engine)[str(index)].error is not None)
+    images = failing.inner._runner.images
+    assert errors == [False, True, False] and images is not None and not images._embeddings
