@@ -26,7 +26,9 @@ from .executor.kinds import EXECUTORS
 from .interpreter import enable_interpreter
 from .models.hub import resolve_model
 from .models.read import ModelInfo, read_model
+from .multimodal.places import ImagePlaces
 from .multimodal.processor import ImagePrompts
+from .multimodal.sized import SizedImages
 from .multimodal.support import images_refusal
 from .settling import (
     settle_block_size,
@@ -242,7 +244,7 @@ def input_processor(config: ModelConfig, model: ModelInfo, engine: EngineConfig 
     return InputProcessor(tokenizer, generation, eos, most, images, prompts, refusal, *rules)
 
 
-def _image_prompts(model: ModelInfo, tokenizer: Any, engine: EngineConfig | None) -> tuple[ImagePrompts | None, str]:
+def _image_prompts(model: ModelInfo, tokenizer: Any, engine: EngineConfig | None) -> tuple[ImagePlaces | None, str]:
     """None, and why, where images are not taken."""
     if model.vision is None:
         return None, "the model reads text alone"
@@ -250,13 +252,16 @@ def _image_prompts(model: ModelInfo, tokenizer: Any, engine: EngineConfig | None
         return None, "nothing that runs takes them"
     if (refusal := images_refusal(engine)) is not None:
         return None, refusal
-    if model.folder is None or tokenizer is None:
+    has_device = EXECUTORS[engine.executor.kind].has_device
+    if (model.folder is None and has_device) or (model.folder is not None and tokenizer is None):
         return None, "the model has no folder with a processor and a tokenizer; give one that has (model.name)"
     try:
         most, given, views = engine.model.limit_mm_per_prompt.get("image"), asdict(model.vision), None
         tile, _ = given.pop("tile"), given.pop("max_tiles")
         if model.encoding is not None:
             most, views = model.encoding.max_images, ImageViews(tile, engine.cache.block_size)
+        if model.folder is None:
+            return SizedImages(engine.model, model, views, most), ""
         return ImagePrompts(model.folder, model.config, tokenizer, **given, views=views, most=most), ""
     except ValueError as error:
         return None, str(error)

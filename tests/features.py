@@ -33,7 +33,6 @@ _NO_TOKENS = "pools.* generates nothing"
 REFUSED: dict[Pair, str] = {
     ("images", "pooling"): "multi_modal_data",
     ("images", "pp"): "parallel.pp=2",
-    ("images", "sim"): "executor.kind=simulated",
     ("encoder", "pooling"): "model.runner",
     ("encoder", "ep"): "parallel.tp=2, pp=1, ep=2",
     ("encoder", "tp"): "parallel.tp=2",

@@ -28,6 +28,11 @@ _IMAGES = "framework/engine/images.py"
 _ENCODER_CACHE = "framework/multimodal/encoder_cache.py"
 _ITEMS = "framework/multimodal/items.py"
 _IMAGE_PROMPTS = "framework/multimodal/processor.py"
+_IMAGE_PLACES = "framework/multimodal/places.py"
+_IMAGE_MIRROR = "framework/executor/mirror.py"
+_SIZED_FILE = "framework/multimodal/sized.py"
+_TOWERS_FILE = "framework/executor/towers.py"
+_PICTURES_FILE = "framework/study/workload/pictures.py"
 _IMAGE_ROWS = "framework/worker/images.py"
 _TOWER = "framework/models/tower.py"
 _PHI3_TOWER = "framework/models/phi3_tower.py"
@@ -189,6 +194,7 @@ _QUANTIZATION_TESTS = ["tests/framework/models/quantization", "tests/framework/m
 _CONFIG_TESTS = ["tests/models/test_configs.py"]
 _CALIBRATION_TESTS = ["tests/framework/executor/test_calibration.py"]
 _SIMULATED_TESTS = [
+    "tests/framework/multimodal/test_without_device.py",
     *(f"tests/framework/executor/test_{name}.py" for name in ("parallel", "device_memory", "simulated", "speculation")),
     "tests/framework/study/test_replicas.py",
 ]
@@ -241,7 +247,7 @@ TESTS: dict[str, list[str]] = {
     **dict.fromkeys((_POOLING_SETTINGS, _POOLING_FILES, _TOWER_EXECUTOR), _POOLING_TESTS),
     _IMAGE_EMBEDDINGS: ["tests/framework/multimodal/test_serving.py", _MLLAMA_TESTS],
     _IMAGES: [*_POOLING_TESTS, "tests/framework/multimodal/test_serving.py"],
-    **dict.fromkeys((_ITEMS, _IMAGE_PROMPTS, _ANGLES), _IMAGE_TESTS),
+    **dict.fromkeys((_ITEMS, _IMAGE_PROMPTS, _IMAGE_PLACES, _ANGLES), _IMAGE_TESTS),
     **{key: [*_IMAGE_TESTS, _FAILING_STEPS] for key in (_ENCODER_CACHE, _IMAGE_ROWS)},
     **dict.fromkeys(
         (_IMAGE_PIPELINE, *(f"{_IMAGE_GENERATION}{name}.py" for name in ("index", "attention", "load"))), _PIPELINE_TESTS
@@ -348,6 +354,10 @@ TESTS: dict[str, list[str]] = {
     _PLAN: ["tests/framework/models/quantization/test_on_load.py"],
     _GPTQ_SEARCH: ["tests/framework/quantize/test_gptq.py"],
     _QUALITY: ["tests/framework/worker/test_teacher_forcing.py"],
+    _IMAGE_MIRROR: ["tests/framework/multimodal/test_without_device.py"],
+    _SIZED_FILE: ["tests/framework/multimodal/test_sized.py"],
+    _TOWERS_FILE: ["tests/framework/executor/test_towers.py"],
+    _PICTURES_FILE: ["tests/experiments/test_image_workloads.py"],
     **dict.fromkeys((_TIMERS, _SIMULATED, _SIMULATED_DEVICE, _RANKS), _SIMULATED_TESTS),
     **dict.fromkeys((_CALIBRATION, _OPERATORS, _OPERATOR_MODEL, _PHYSICS, _KRIGING), _CALIBRATION_TESTS),
     _FITTING: ["tests/framework/study/test_calibration_fits.py"],
@@ -1209,7 +1219,7 @@ MUTANTS = [
     Mutant("attended images go first", _ENCODER_CACHE, "elif image.key not in self._passing:", "elif not is_there:"),
     Mutant("attended images are encoded anew", _IMAGE_EMBEDDINGS, "if image.key not in self._kept and image", "if image"),
     Mutant("embeddings without room", _LOCAL_EXECUTOR, "None:\n            return 0\n", "None or True:\n            return 0\n"),
-    Mutant("one image more than the limit", _IMAGE_PROMPTS, "count > self._most:", "count > self._most + 1:"),
+    Mutant("one image more than the limit", _IMAGE_PLACES, "count > self._most:", "count > self._most + 1:"),
     Mutant("images go by any number", _IMAGE_PROMPTS, "if found != (expected", "if not found and found != (expected"),
     Mutant("keys ask queries", _TOWER, 'zip("qkv", tensor', 'zip("kqv", tensor'),
     Mutant("tiles with the colors of another tower", _TILES, "image_mean=_MEAN, image_std=_STD, ", ""),
@@ -1226,7 +1236,12 @@ MUTANTS = [
     ),
     Mutant("a step of an image alone", _VISUAL_EXPERTS, "if not len(tokens.language):", "if len(tokens.language):"),
     Mutant("adapters beside visual experts", _MODEL_LOAD, "info.vision is not None and info.vision.experts:", "False:"),
-    Mutant("two images for one", _IMAGE_PROMPTS, "if self._is_single and count > 1:", "if False:"),
+    Mutant("what is forgotten is there all the same", _IMAGE_MIRROR, "self._embeddings.pop(name, None)", "pass"),
+    Mutant("a tower takes no time", _SIMULATED, "[self._tower.item(image) for image in step.images]", "[]"),
+    Mutant("windows see everything", _TOWERS_FILE, "min(side, end - i)", "side"),
+    Mutant("a thumbnail is left out", _SIZED_FILE, "        count += count > 1\n", ""),
+    Mutant("images repeat as one", _PICTURES_FILE, "self._known[name] = self._sized(name)", "self._known[name] = self._sized(0)"),
+    Mutant("two images for one", _IMAGE_PLACES, "if self._is_single and count > 1:", "if False:"),
     Mutant("texts begin behind images", _IMAGE_PROMPTS, "self._encode if self._model_type == COGVLM else encode", "encode"),
     Mutant(
         "placeholders that are spelled stay broken",

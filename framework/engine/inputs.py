@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
-from ..multimodal.processor import BREAK, ImagePrompts
+from ..multimodal.places import BREAK, ImagePlaces
 from ..sampling_params import MAX_LOGPROBS, RequestOutputKind, SamplingParams, is_integer, is_unicode
 from .encoding import EncoderInput, EncoderPrompts
 from .images import ImageProcessor, image_from_url
@@ -93,7 +93,7 @@ class InputProcessor:
         eos_token_ids: Iterable[int],
         max_logprobs: int | None = MAX_LOGPROBS,
         images: ImageProcessor | None = None,
-        image_prompts: ImagePrompts | None = None,
+        image_prompts: ImagePlaces | None = None,
         no_images: str = "the model reads text alone",
         encoding: EncoderPrompts | None = None,
         denoises: bool = False,

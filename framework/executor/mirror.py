@@ -11,12 +11,24 @@ from .pseudo import num_right_drafts, pseudo_tokens
 
 class MirroredRow:
     """A seat in use. ``chain[i]`` stands for keys and values of token i: a hash of the adapter, of what an encoder read, and of the
-    tokens up to it; first: of what is before these. encoded: stands for those made of what the encoder gave."""
+    tokens and the images up to it; first: of what is before these. encoded: stands for those made of what the encoder gave."""
 
-    __slots__ = ("chain", "encoded", "first", "lora_slot", "num_computed", "num_prompt", "num_proposed", "seed", "tables", "tokens")
+    __slots__ = (
+        "chain",
+        "encoded",
+        "first",
+        "images",
+        "lora_slot",
+        "num_computed",
+        "num_prompt",
+        "num_proposed",
+        "seed",
+        "tables",
+        "tokens",
+    )
 
     def __init__(self, request: NewRequest, adapter: str | None) -> None:
-        self.lora_slot = request.lora_slot
+        self.lora_slot, self.images = request.lora_slot, request.images
         assert request.sampling.seed is not None
         self.seed = request.sampling.seed
         self.tokens, self.num_prompt = list(request.token_ids), request.num_prompt_tokens
@@ -31,8 +43,13 @@ class MirroredRow:
             self.encoded = [hash((request.request_id, self.first, place)) for place in range(given.num_tokens)]
 
     def extend_chain(self) -> None:
-        for token in self.tokens[len(self.chain) :]:
-            self.chain.append(hash((self.chain[-1] if self.chain else self.first, token)))
+        for place in range(len(self.chain), len(self.tokens)):
+            before = self.chain[-1] if self.chain else self.first
+            self.chain.append(hash((before, self.tokens[place], *self._shown(place))))
+
+    def _shown(self, place: int) -> list[int]:
+        """Of the image that a token stands for, if it does."""
+        return [int.from_bytes(image.key) for image in self.images if image.start <= place < image.end]
 
 
 class Mirror:
@@ -47,8 +64,11 @@ class Mirror:
         groups: tuple[CacheGroup, ...],
         num_loras: int = 0,
         num_snapshots: int | None = None,
+        encoder_cache: int = 0,
     ) -> None:
-        """num_loras: slots of adapters; num_snapshots: of states, None for a model that has none."""
+        """num_loras: slots of adapters; num_snapshots: of states, None for a model that has none; encoder_cache: embeddings of
+        images, at most."""
+        self._embeddings, self._most_embeddings = dict[bytes, int](), encoder_cache
         self._snapshots: list[int | None] | None = None if num_snapshots is None else [None] * num_snapshots
         self._adapters: list[str | None] = [None] * num_loras
         self._block_size, self._vocab_size, self._groups = block_size, vocab_size, groups
@@ -103,6 +123,12 @@ class Mirror:
             assert 0 <= slot < len(self._adapters), f"there is no slot {slot}"
             assert all(row is None or row.lora_slot != slot for row in self._rows), f"slot {slot} is in use"
             self._adapters[slot] = key
+        for name in step.forgotten:
+            self._embeddings.pop(name, None)
+        for image in step.images:
+            assert image.key not in self._embeddings, "an image is encoded whose embeddings are there"
+            self._embeddings[image.key] = image.count
+        assert sum(self._embeddings.values()) <= self._most_embeddings, "more embeddings are kept than there is room for"
         for request in step.new:
             assert self._rows[request.seat] is None, f"seat {request.seat} is in use"
             assert 0 <= request.num_computed_tokens < len(request.token_ids), "at least one token is left to compute"
@@ -187,7 +213,11 @@ class Mirror:
                 self._contents[block][offset] = None
 
     def _compute(self, row: MirroredRow, count: int) -> None:
-        self._check_reads(row, row.num_computed, count)
+        start, end = row.num_computed, row.num_computed + count
+        for image in row.images:
+            if image.start < end and start < image.end:
+                assert image.key in self._embeddings, f"the image at token {image.start} is not encoded"
+        self._check_reads(row, start, count)
         row.num_computed += count
 
     def _check_reads(self, row: MirroredRow, start: int, count: int) -> None:

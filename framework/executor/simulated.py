@@ -26,6 +26,7 @@ from .pseudo import PassPlan, PseudoCanvases, PseudoTokens
 from .shape import native
 from .simulated_device import simulated_device
 from .timers import Timers
+from .towers import Tower
 
 
 class SimulatedStep:
@@ -115,7 +116,8 @@ class SimulatedExecutor:
         self._drafting = Drafting(model, config, self._timers) if speculation else None
         cuts = stages(architecture, config.parallel.pp)
         rule = config.speculative_config.acceptance_rule
-        encoders = Encoders.of(config.model, model)
+        self._tower = Tower.of(config, model)
+        encoders = Encoders.of(config.model, model) if self._tower is None else self._tower.encoders(config, model)
         self._placement = Placement(model, architecture, config, cuts, self._timers, rule, encoders)
         self._timers.check_scaled()
         self._observer = Observer.of(model, config, [timer.op for timer in self._timers.bound])
@@ -123,7 +125,10 @@ class SimulatedExecutor:
         self.call_times = None if self._observer is None else self._observer.times
         self.groups, self.vocab_size, self.max_model_len = self._placement.groups, architecture.vocab_size, model.max_model_len
         of_step = activation_bytes(self._placement.rank, config, model.dtype)
-        activations = max(of_step, encoders.activation_bytes(ELEMENT_BYTES[model.dtype]))
+        element = ELEMENT_BYTES[model.dtype]
+        activations = max(of_step, encoders.activation_bytes(element))
+        if self._tower is not None and model.encoding is None:  # embeddings of images, which are kept
+            activations += config.scheduler.encoder_cache * architecture.hidden_size * element
         longest = max(self.max_model_len, model.most_encoded(config.cache.block_size))
         self.num_blocks = num_blocks(config, len(self.groups), longest, self._held(), activations, device.memory_bytes)
         self.in_flight_steps, self.num_stages = max(len(cuts), 2), len(cuts)
@@ -304,6 +309,8 @@ class SimulatedExecutor:
         if recorded and self._recordings:
             num_tokens = decodes[0].tokens * self._recordings[bisect_left(self._recordings, num_rows)]
         work = StepWork(num_tokens, num_logits, decodes, counts[first_chunk:], contexts[first_chunk:].tolist(), recorded)
+        if self._tower is not None:
+            work.encoded = [self._tower.item(image) for image in step.images]
         if self._encoded is not None:
             seen = self._encoded[step.seats]
             work.encoded = [new.encoder_input.num_tokens for new in step.new if new.encoder_input is not None]

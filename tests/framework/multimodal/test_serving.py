@@ -272,7 +272,6 @@ def test_engines_that_take_no_images_serve_text_and_say_why(given: dict[str, Any
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"executor.kind": "simulated"}, "executor.kind=simulated"),
         ({"parallel.pp": 2, "executor.kind": "distributed"}, "parallel.pp=2"),
         ({"parallel.ep": 2, "parallel.dp": 2, "executor.kind": "distributed"}, "parallel.ep=2 over parallel.dp=2"),
         ({"speculative_config.method": "eagle", "speculative_config.num_speculative_tokens": 2}, "speculative_config.method=eagle"),
