@@ -130,6 +130,8 @@ def _workloads(
     config: ServeConfig, vocab_size: int, inputs: InputProcessor, num_engines: int = 1
 ) -> tuple[Sequence[WorkloadRequest], list[WorkloadRequest]]:
     """The requests to measure, and those before them that are not: as many for each of engines that share them."""
+    if (count := config.workload.decoder_tokens) and inputs.encoding is None:
+        raise ValueError(f"workload.decoder_tokens={count} cannot work: {config.model.name!r} has no encoder; leave it out")
     encode = inputs.tokenizer.encode if inputs.tokenizer else None
     workload: Sequence[WorkloadRequest] = Workload(config.workload, vocab_size, encode)
     if not EXECUTORS[config.executor.kind].virtual_clock:

@@ -199,14 +199,8 @@ def encoder_prompts(model: ModelInfo) -> EncoderPrompts | None:
     """None for a model that is no encoder-decoder."""
     if (encoding := model.encoding) is None or encoding.max_images is not None:
         return None
-    sound = None
-    if encoding.speech is not None:
-        if model.folder is None:
-            raise ValueError(
-                f"model {model.name!r} listens, and has no folder with a feature extractor: give one that has (model.name)"
-            )
-        sound = SoundFeatures(model.folder)
-    return EncoderPrompts(encoding.max_tokens, encoding.start, sound, encoding.speech)
+    sound = None if encoding.speech is None or model.folder is None else SoundFeatures(model.folder)
+    return EncoderPrompts(encoding.max_tokens, encoding.start, sound, encoding.speech, encoding.num_bins)
 
 
 def pooling_rules(config: EngineConfig, model: ModelInfo, tokenizer: Any) -> PoolingRules | None:

@@ -60,18 +60,19 @@ def settle_encoding(config: EngineConfig, model: ModelInfo) -> EngineConfig:
     if model.encoding is None:
         return config
     parallel, method = config.parallel, config.speculative_config.method
+    kinds = ("local", "simulated", "null") if model.encoding.max_images is None else ("local",)
     refused = {
         "cache.prefix_caching=true": config.cache.prefix_caching,
         f"speculative_config.method={method}": method is not None,
         "lora.enabled=true": config.lora.enabled,
         f"parallel.tp={parallel.tp}, pp={parallel.pp}, ep={parallel.ep}": parallel.num_ranks > 1,
-        f"executor.kind={config.executor.kind}": config.executor.kind != "local",
+        f"executor.kind={config.executor.kind}": config.executor.kind not in kinds,
         f"quant.scheme={config.quant.scheme}": config.quant.scheme != "none",
     }
     if wrong := [field for field, is_asked in refused.items() if is_asked]:
         raise ValueError(
             f"{wrong[0]} cannot work: layers of {config.model.name!r} attend to what an encoder gave, and such a model is "
-            "served on one device, as it is, by executor.kind=local; leave it out"
+            f"served on one device, as it is, by executor.kind={' or '.join(kinds)}; leave it out"
         )
     return replace(config, cache=replace(config.cache, prefix_caching=False))
 

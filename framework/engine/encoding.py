@@ -5,11 +5,12 @@ from __future__ import annotations
 import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-if TYPE_CHECKING:
-    import numpy as np
+import numpy as np
 
+if TYPE_CHECKING:
     from ..multimodal.items import ImageItem
     from .sound import SoundFeatures
     from .speech import Speech
@@ -71,14 +72,21 @@ class EncoderPrompts:
 
     max_tokens  that its encoder reads
     start       tokens that a decoder begins with where the prompt has none of its own; the first of them it always begins with
-    sound       makes ``features`` of what a prompt has under "audio"; None: the model reads text
-    speech      of a model that listens, in place of ``start``
+    sound       makes ``features`` of what a prompt has under "audio"; None: the model reads text, or has no feature extractor
+    speech      of a model that listens, in place of ``start``; None: it reads text
+    num_bins    of such a model's ``features``
     """
 
     def __init__(
-        self, max_tokens: int, start: tuple[int, ...], sound: SoundFeatures | None = None, speech: Speech | None = None
+        self,
+        max_tokens: int,
+        start: tuple[int, ...],
+        sound: SoundFeatures | None = None,
+        speech: Speech | None = None,
+        num_bins: int = 0,
     ) -> None:
         self.max_tokens, self._start, self.sound, self.speech = max_tokens, start, sound, speech
+        self._num_bins = num_bins
 
     def split(self, prompt: Any) -> tuple[Any, Any]:
         """(what the encoder reads, what the decoder begins with or None) of a prompt. Raises ValueError for one without
@@ -98,7 +106,7 @@ class EncoderPrompts:
 
     def of_tokens(self, token_ids: list[int]) -> EncoderInput:
         """Raises ValueError for too many, and for none."""
-        if self.sound is not None:
+        if self.speech is not None:
             raise ValueError('the model listens: its encoder_prompt is {"multi_modal_data": {"audio": (waveform, sampling rate)}}')
         if not token_ids:
             raise ValueError("the encoder_prompt is empty: the encoder needs at least one token")
@@ -111,11 +119,27 @@ class EncoderPrompts:
 
     def of_media(self, media: Any) -> EncoderInput:
         """media: ``multi_modal_data``. Raises ValueError for what the model does not read."""
-        if self.sound is None:
+        if self.speech is None:
             raise ValueError("multi_modal_data is not available: the model reads text")
+        if self.sound is None:
+            raise ValueError(
+                "multi_modal_data is not available: the model has no folder with a feature extractor; give one (model.name)"
+            )
         if not isinstance(media, Mapping) or set(media) != {"audio"}:
             raise ValueError(f'multi_modal_data must be {{"audio": (waveform, sampling rate)}}; found {reprlib.repr(media)}')
         return EncoderInput(self.max_tokens, features=self.sound(media["audio"]))
+
+    def made_up(self, token_ids: list[int], begin: list[int]) -> tuple[EncoderInput, list[int]]:
+        """(what the encoder reads, what the decoder begins with) of a request of which lengths matter alone: the tokens, or, where
+        the model listens, noise as long as it reads. begin: behind what all decoders begin with."""
+        if self.speech is None:
+            return self.of_tokens(token_ids), [*self._start, *begin]
+        return EncoderInput(self.max_tokens, features=self._noise), [*self.begin(), *begin]
+
+    @cached_property
+    def _noise(self) -> np.ndarray:
+        """float32 [bins, frames]: an encoder gives a vector for two frames."""
+        return np.random.default_rng(0).standard_normal((self._num_bins, 2 * self.max_tokens), dtype=np.float32)
 
     def begin(self) -> list[int]:
         """Of a decoder without a prompt of its own. Raises ValueError where its first tokens name a language."""

@@ -174,6 +174,16 @@ class InputProcessor:
             )
         return EngineInput(token_ids, given.text, given.cache_salt, encoder_input=encoder_input)
 
+    def made_up(self, token_ids: list[int], begin: list[int]) -> EngineInput:
+        """A request of which lengths matter alone. begin: of an encoder-decoder, whose encoder reads the tokens, see
+        ``EncoderPrompts.made_up``. Raises ValueError for what it cannot read."""
+        if self.encoding is None:
+            if begin:
+                raise ValueError(f"a prompt has {len(begin)} tokens for a decoder beside an encoder, and the model has no encoder")
+            return EngineInput(token_ids)
+        encoder_input, decoder = self.encoding.made_up(token_ids, begin)
+        return EngineInput(decoder, encoder_input=encoder_input)
+
     def _plain(self, prompt: Prompt, encode: Callable[[str], list[int]]) -> EngineInput:
         """One of tokens of one kind."""
         if isinstance(prompt, str):

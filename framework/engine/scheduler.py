@@ -275,9 +275,10 @@ class Scheduler:
             count = _until(hit.snapshot_ends, start, min(missing, budget, self._max_chunk))
             if self.denoising is not None:
                 count = self.denoising.fit(request, start, count)
-            if images is not None:
+            chunked = self.config.chunked_prefill
+            if images is not None and (chunked or count == missing):
                 count = images.fit(request, start, count)
-            if not count or (count < missing and not self.config.chunked_prefill):
+            if not count or (count < missing and not chunked):
                 return 0
             if not manager.admit(request, hit, start + count, self.limits.most_blocks(num_known, request.num_encoded)):
                 if images is not None:

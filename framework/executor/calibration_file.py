@@ -53,7 +53,7 @@ def read_model(entry: Mapping[str, Any], place: str) -> OperatorModel:
     nodes = tuple(numbers(f"{place}: nodes", axis, 1, at_least=-np.inf) for axis in entry["nodes"])
     low, high = (numbers(f"{place}: range", side, 1, at_least=-np.inf) for side in entry["range"])
     num_dims = len(OPERATORS[entry["op"]].shape) if entry["op"] in OPERATORS else len(low)
-    num_sizes = len(operator(entry["op"], {}).sizes([(1, 1, 1)]))
+    num_sizes = len(operator(entry["op"], {}).sizes({}, [(1, 1, 1)]))
     if not len(low) == len(high) == num_dims or len(nodes) != num_sizes or any((np.diff(axis) <= 0).any() for axis in nodes):
         raise ValueError(f"{place}: expected a range of {num_dims} dims, and {num_sizes} rising lists of nodes")
     field = None if entry["field"] is None else _read_field(entry, place, nodes, num_dims)

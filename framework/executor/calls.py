@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from ..config import EngineConfig
 from ..engine.kv_cache.spec import ELEMENT_BYTES
@@ -14,8 +14,10 @@ from ..models.native import Architecture, Latent, LayerShape, Moe
 from ..models.parts import INNER_NORMS, KEPT_AS_FLOATS
 from ..models.ranks import Stage, rank_architecture
 from ..models.read import ModelInfo
+from .encoders import LIBRARY, EncoderStack
 
-Rows = Literal["tokens", "logits", "samples", "decode", "prefill"]
+Rows = Literal["tokens", "logits", "samples", "decode", "prefill", "encoded", "cross_decode", "cross_prefill"]
+ATTENTION_ROWS: tuple[Rows, ...] = ("decode", "prefill", "cross_decode", "cross_prefill")
 RECURRENT_ROWS: tuple[Rows, ...] = ("decode", "prefill")
 
 
@@ -23,15 +25,26 @@ RECURRENT_ROWS: tuple[Rows, ...] = ("decode", "prefill")
 class Call:
     """Of an op with fixed dims.
 
+    op        whose time it takes
     rows      what its lengths are: one row with all tokens or all logits of the step, a row per token that is sampled or draft that
-              is checked, the rows that decode, or those of prompts
+              is checked, the rows that decode, or those of prompts, and likewise what an encoder gave for these (cross); or an item
+              that is encoded, each by itself
     elements  of what goes between devices: numbers per token
+    each      of an item that is encoded: rows per position
+    library   another library computes it
     """
 
     op: str
     rows: Rows
     dims: frozenset[tuple[str, float]]
     elements: int = 0
+    each: float = 1.0
+    library: bool = False
+
+    @property
+    def name(self) -> str:
+        """Of the op that it counts as."""
+        return LIBRARY if self.library else self.op
 
 
 @dataclass(frozen=True)
@@ -137,6 +150,21 @@ class CallList:
             self._add(op, {"vocab_size": a.vocab_size}, rows="samples")
         return self._calls
 
+    def encoders(self, stacks: Iterable[EncoderStack]) -> Counter[Call]:
+        """Of each item that these encode. What layers attend to is made keys and values of theirs at once."""
+        self._calls, a, rank = Counter(), self._a, self._rank
+        for op, dims, count, each, library in (call for stack in stacks for call in stack.calls()):
+            self._add(op, {"kv_bytes": self._sizes["act_bytes"], **dims}, count, rows="encoded", each=each, library=library)
+        if num_layers := len(a.layers) * bool(a.family.encoder):
+            if not a.family.listens:
+                self._add("embedding", {"hidden_size": a.embed_dim}, rows="encoded")
+            self._add("slot_mapping", {}, rows="encoded")
+            kv = {"num_kv_heads": rank.num_kv_heads, "head_dim": a.head_dim}
+            out_features = 2 * rank.num_kv_heads * a.head_dim
+            self._add("linear", {"in_features": a.hidden_size, "out_features": out_features}, num_layers, rows="encoded")
+            self._add("kv_cache_write", kv, num_layers, rows="encoded")
+        return self._calls
+
     def _layer(self, layer: LayerShape, count: int) -> None:
         a, rank, family = self._a, self._rank, self._a.family
         hidden, inner = a.hidden_size, rank.intermediate_size
@@ -150,6 +178,8 @@ class CallList:
             self._attention(layer, count)
         else:
             self._latent_attention(a.latent, layer, count)
+        if family.encoder:
+            self._cross_attention(count)
         self._all_reduce(hidden, count)
         if a.residual == "single":
             return
@@ -177,6 +207,15 @@ class CallList:
         self._add("paged_attention_decode", attention, count, rows="decode")
         self._add("paged_attention_prefill", attention, count, rows="prefill")
         self._linear(count, q_size, a.hidden_size)
+
+    def _cross_attention(self, count: int) -> None:
+        """To what an encoder gave."""
+        a, rank = self._a, self._rank
+        heads = {"num_heads": rank.num_heads, "num_kv_heads": rank.num_kv_heads, "head_dim": a.head_dim, "window": 0, "causal": 0}
+        self._linear(count, a.hidden_size, rank.num_heads * a.head_dim)
+        self._add("paged_attention_decode", heads, count, rows="cross_decode")
+        self._add("paged_attention_prefill", heads, count, rows="cross_prefill")
+        self._linear(count, rank.num_heads * a.head_dim, a.hidden_size)
 
     def _latent_attention(self, x: Latent, layer: LayerShape, count: int) -> None:
         """In its absorbed form. Every rank has the whole latents."""
@@ -254,6 +293,7 @@ class CallList:
         if self._parallel.tp > 1:
             self._add("all_reduce", {"num_ranks": self._parallel.tp}, count, elements=elements)
 
-    def _add(self, op: str, dims: Mapping[str, float], count: int = 1, *, rows: Rows = "tokens", elements: int = 0) -> None:
+    def _add(self, op: str, dims: Mapping[str, float], count: int = 1, *, rows: Rows = "tokens", **more: Any) -> None:
+        """more: fields of ``Call``."""
         if count:
-            self._calls[Call(op, rows, frozenset({**self._sizes, **dims}.items()), elements)] += count
+            self._calls[Call(op, rows, frozenset({**self._sizes, **dims}.items()), **more)] += count

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .calls import Call, Rows
+from .calls import ATTENTION_ROWS, Call, Rows
 from .timers import Timer, Timers
 
 CONTEXT_GRID = 64
@@ -43,6 +43,8 @@ class StepWork:
     decodes      rows of one token each, and of one and its drafts
     chunk_lens, chunk_ctx_lens   of each row of a prompt: new tokens, and tokens in the cache, the new ones included
     recorded     the kernels up to the logits are replayed, in one launch
+    encoded      positions of each item that is encoded: one by one, and never in a recording
+    cross_decodes, cross_ctx_lens   the same rows, with what an encoder gave for each as contexts; none where nothing attends to it
     """
 
     num_tokens: int
@@ -51,6 +53,9 @@ class StepWork:
     chunk_lens: Sequence[int] = ()
     chunk_ctx_lens: Sequence[int] = ()
     recorded: bool = False
+    encoded: Sequence[int] = ()
+    cross_decodes: Sequence[DecodeRows] = ()
+    cross_ctx_lens: Sequence[int] = ()
 
     @property
     def numbers(self) -> tuple[tuple[Rows, int], ...]:
@@ -82,7 +87,8 @@ class _Attention:
     __slots__ = ("_timed", "call", "count", "op", "taken", "timer", "window")
 
     def __init__(self, call: Call, count: int, timer: Timer) -> None:
-        self.call, self.op, self.count, self.timer, self.window = call, call.op, count, timer, int(dict(call.dims).get("window", 0))
+        self.call, self.op, self.count, self.timer = call, call.name, count, timer
+        self.window = int(dict(call.dims).get("window", 0))
         self.taken, self._timed = OpTime(), dict[tuple[int, int, int], float]()
 
     def decode(self, rows: DecodeRows, counted: bool = True) -> float:
@@ -143,15 +149,19 @@ class _Attention:
 class DecodesAhead:
     """Steps that only decode, each with one token more per row than the one before. They count only once they are taken."""
 
-    def __init__(self, priced: list[_Priced], attentions: list[_Attention], rows: DecodeRows, recorded: bool) -> None:
-        self._priced, self._attentions = priced, attentions
+    def __init__(self, priced: list[_Priced], own: list[_Attention], cross: list[_Attention], work: StepWork) -> None:
+        """own: whose contexts grow; cross: whose do not."""
+        self._priced, self._attentions, recorded = priced, own + cross, work.recorded
         self._fixed_s = sum(part.seconds for part in priced)
-        self._to_come = [attention.ahead(rows) for attention in attentions]
-        self._attention_s: list[list[float]] = [[] for _ in attentions]
+        (rows,) = work.decodes
+        self._to_come = [attention.ahead(rows) for attention in own]
+        for rows in work.cross_decodes:
+            self._to_come += [itertools.repeat(attention.decode(rows, counted=False)) for attention in cross]
+        self._attention_s: list[list[float]] = [[] for _ in self._attentions]
         *others, samples = priced
         self.launches = samples.launches + int(recorded)
         if not recorded:
-            self.launches += sum(part.launches for part in others) + sum(attention.count for attention in attentions)
+            self.launches += sum(part.launches for part in others) + sum(attention.count for attention in self._attentions)
 
     def next_s(self) -> float:
         """Seconds on the device of the next step."""
@@ -175,13 +185,12 @@ class StageCost:
 
     def __init__(self, calls: Counter[Call], dtype: str, timers: Timers) -> None:
         self._calls: dict[str, list[tuple[Call, int, tuple[Timer, Timer]]]] = defaultdict(list)
-        self._decode: list[_Attention] = []
-        self._prefill: list[_Attention] = []
+        self._attention: dict[str, list[_Attention]] = {kind: [] for kind in ATTENTION_ROWS}
         for call, count in calls.items():
             dims = dict(call.dims)
-            eager = timers.bind(call.op, dtype, {**dims, "graph": 0} if call.elements else dims)
-            if call.rows in ("decode", "prefill"):
-                (self._decode if call.rows == "decode" else self._prefill).append(_Attention(call, count, eager))
+            eager = timers.bind(call.op, dtype, {**dims, "graph": 0} if call.elements else dims, call.name)
+            if call.rows in self._attention:
+                self._attention[call.rows].append(_Attention(call, count, eager))
                 continue
             recorded = timers.bind(call.op, dtype, {**dims, "graph": 1}) if call.elements else eager
             self._calls[call.rows].append((call, count, (eager, recorded)))
@@ -199,21 +208,38 @@ class StageCost:
                 seconds += priced.seconds
                 if not recorded or rows == "samples":
                     launches += priced.launches
-        for decodes in work.decodes:
-            for attention in self._decode:
+        for positions in work.encoded:
+            priced = self._priced.get(("encoded", positions, False)) or self._price("encoded", positions, False)
+            priced.uses += counted
+            seconds += priced.seconds
+            launches += priced.launches
+        for decodes, attentions in self._decodes(work):
+            for attention in attentions:
                 seconds += attention.decode(decodes, counted)
                 launches += 0 if recorded else attention.count
-        if work.chunk_lens:
-            for attention in self._prefill:
-                seconds += attention.prefill(work.chunk_lens, work.chunk_ctx_lens)
+        for ctx_lens, attentions in self._chunks(work):
+            for attention in attentions:
+                seconds += attention.prefill(work.chunk_lens, ctx_lens)
                 launches += attention.count
         return seconds, launches
 
+    def _decodes(self, work: StepWork) -> Iterator[tuple[DecodeRows, list[_Attention]]]:
+        """Rows that decode, and what attends for them."""
+        for rows in work.decodes:
+            yield rows, self._attention["decode"]
+        for rows in work.cross_decodes:
+            yield rows, self._attention["cross_decode"]
+
+    def _chunks(self, work: StepWork) -> Iterator[tuple[Sequence[int], list[_Attention]]]:
+        """Contexts of the rows of prompts, and what attends to them."""
+        if work.chunk_lens:
+            yield work.chunk_ctx_lens, self._attention["prefill"]
+            yield work.cross_ctx_lens, self._attention["cross_prefill"]
+
     def ahead(self, work: StepWork) -> DecodesAhead:
         """``work``, that of a step that only decodes, and the steps after it, if each adds a token to every row."""
-        (rows,) = work.decodes
         priced = [self._priced.get((*key, work.recorded)) or self._price(*key, work.recorded) for key in work.numbers]
-        return DecodesAhead(priced, self._decode, rows, work.recorded)
+        return DecodesAhead(priced, self._attention["decode"], self._attention["cross_decode"], work)
 
     def calls(self, work: StepWork) -> Iterator[tuple[Call, int, float, Sequence[int], Sequence[int]]]:
         """(call, how often, seconds together, q_lens, ctx_lens) of a step that was done."""
@@ -222,14 +248,19 @@ class StageCost:
                 parts = self._priced[rows, number, work.recorded].parts
                 for (call, count, _), (_, _, seconds) in zip(self._calls[rows], parts, strict=True):
                     yield call, count, seconds, [1] * number if rows == "samples" else [number], ()
-        for decodes in work.decodes:
-            for each in self._decode:
+        for positions in work.encoded:
+            parts = self._priced["encoded", positions, False].parts
+            for (call, count, _), (_, _, seconds) in zip(self._calls["encoded"], parts, strict=True):
+                lens = [round(positions * call.each)]
+                yield call, count, seconds, lens, lens if call.op == "paged_attention_prefill" else ()
+        for decodes, attentions in self._decodes(work):
+            for each in attentions:
                 seconds = each.decode_s(decodes.count, decodes.tokens, decodes.mean_context(each.window))
                 yield each.call, each.count, seconds, [decodes.tokens] * decodes.count, decodes.contexts.tolist()
-        if work.chunk_lens:
-            for each in self._prefill:
-                seconds = each.count * each.timer(work.chunk_lens, work.chunk_ctx_lens)
-                yield each.call, each.count, seconds, work.chunk_lens, work.chunk_ctx_lens
+        for ctx_lens, attentions in self._chunks(work):
+            for each in attentions:
+                seconds = each.count * each.timer(work.chunk_lens, ctx_lens)
+                yield each.call, each.count, seconds, work.chunk_lens, ctx_lens
 
     def add_op_times(self, found: dict[str, OpTime]) -> None:
         """What every op took so far, added to ``found``."""
@@ -237,14 +268,14 @@ class StageCost:
             for op, count, seconds in priced.parts:
                 found[op].seconds += priced.uses * seconds
                 found[op].calls += priced.uses * count
-        for attention in (*self._decode, *self._prefill):
+        for attention in itertools.chain.from_iterable(self._attention.values()):
             found[attention.op].seconds += attention.taken.seconds
             found[attention.op].calls += attention.taken.calls
 
     def _price(self, rows: str, number: int, recorded: bool) -> _Priced:
         parts = []
         for call, count, timers in self._calls[rows]:
-            lens = [1] * number if rows == "samples" else [number * (call.elements or 1)]
-            parts.append((call.op, count, count * timers[recorded](lens, lens)))
+            lens = [1] * number if rows == "samples" else [round(number * (call.elements or call.each))]
+            parts.append((call.name, count, count * timers[recorded](lens, lens)))
         priced = self._priced[rows, number, recorded] = _Priced(parts)
         return priced

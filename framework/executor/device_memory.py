@@ -43,15 +43,10 @@ def activation_bytes(rank: Architecture, config: EngineConfig, dtype: str) -> in
 
 
 def num_blocks(
-    config: EngineConfig,
-    num_groups: int,
-    max_model_len: int,
-    holdings: Sequence[Holding],
-    activations: int,
-    memory_bytes: int | None,
+    config: EngineConfig, num_groups: int, longest: int, holdings: Sequence[Holding], activations: int, memory_bytes: int | None
 ) -> int:
-    """As configured, else as many as fit every device: ``cache.memory_bytes`` of each, or what is left of its memory. Raises
-    ValueError if there is none left, and says how many devices would do."""
+    """As configured, else as many as fit every device: ``cache.memory_bytes`` of each, or what is left of its memory. longest:
+    most places that a request takes in a group. Raises ValueError if there is none left, and says how many devices would do."""
 
     def budget(holding: Holding) -> int:
         if memory_bytes is None:
@@ -66,7 +61,7 @@ def num_blocks(
 
     size, rows = config.cache.block_size, state_rows(config)
     return min(
-        cache_blocks(config, num_groups, max_model_len, holding.token * size, partial(budget, holding), rows * holding.states)
+        cache_blocks(config, num_groups, longest, holding.token * size, partial(budget, holding), rows * holding.states)
         for holding in holdings
     )
 

@@ -4,28 +4,35 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..engine.kv_cache.spec import CacheGroup, PagedKV
+from ..engine.kv_cache.spec import CacheGroup, CrossKV
 from ..engine.step import NewRequest, StepInput, StepOutput
 from .pseudo import num_right_drafts, pseudo_tokens
 
 
 class MirroredRow:
-    """A seat in use. ``chain[i]`` stands for keys and values of token i: a hash of the adapter and the tokens up to it."""
+    """A seat in use. ``chain[i]`` stands for keys and values of token i: a hash of the adapter, of what an encoder read, and of the
+    tokens up to it; first: of what is before these. encoded: stands for those made of what the encoder gave."""
 
-    __slots__ = ("adapter", "chain", "lora_slot", "num_computed", "num_prompt", "num_proposed", "seed", "tables", "tokens")
+    __slots__ = ("chain", "encoded", "first", "lora_slot", "num_computed", "num_prompt", "num_proposed", "seed", "tables", "tokens")
 
     def __init__(self, request: NewRequest, adapter: str | None) -> None:
-        self.adapter, self.lora_slot = adapter, request.lora_slot
+        self.lora_slot = request.lora_slot
         assert request.sampling.seed is not None
         self.seed = request.sampling.seed
         self.tokens, self.num_prompt = list(request.token_ids), request.num_prompt_tokens
         self.num_computed, self.num_proposed = request.num_computed_tokens, 0
         self.tables = [list(blocks) for blocks in request.block_ids]
         self.chain: list[int] = []
+        given = request.encoder_input
+        self.encoded, self.first = list[int](), hash(adapter or 0)
+        if given is not None:
+            read = () if given.features is None else given.features.tobytes()
+            self.first = hash((self.first, given.num_tokens, read, *(given.token_ids or ())))
+            self.encoded = [hash((request.request_id, self.first, place)) for place in range(given.num_tokens)]
 
     def extend_chain(self) -> None:
         for token in self.tokens[len(self.chain) :]:
-            self.chain.append(hash((self.chain[-1] if self.chain else hash(self.adapter or 0), token)))
+            self.chain.append(hash((self.chain[-1] if self.chain else self.first, token)))
 
 
 class Mirror:
@@ -45,6 +52,8 @@ class Mirror:
         self._snapshots: list[int | None] | None = None if num_snapshots is None else [None] * num_snapshots
         self._adapters: list[str | None] = [None] * num_loras
         self._block_size, self._vocab_size, self._groups = block_size, vocab_size, groups
+        self._cross = [group for group, found in enumerate(groups) if isinstance(found.spec, CrossKV)]
+        self._own = [group for group in range(len(groups)) if group not in self._cross]
         self._rows: list[MirroredRow | None] = [None] * num_seats
         self._contents: list[list[tuple[int, int] | None]] = [[None] * block_size for _ in range(num_blocks)]
         self._next_step = 0
@@ -102,7 +111,9 @@ class Mirror:
             assert request.lora_slot < 0 or adapter is not None, f"slot {request.lora_slot} is empty"
             row = self._rows[request.seat] = MirroredRow(request, adapter)
             self._check_states(row, request.snapshot)
+            self._write_encoded(row)
         for seat, group, blocks in step.new_blocks:
+            assert group not in self._cross, f"seat {seat} has more blocks for what an encoder gave"
             self._row(seat).tables[group] += blocks
         for _, source, destination in step.copies:
             assert source != destination
@@ -115,6 +126,18 @@ class Mirror:
             return
         row.extend_chain()
         assert self._snapshots[snapshot] == row.chain[row.num_computed - 1], f"snapshot {snapshot} is of other tokens"
+
+    def _write_encoded(self, row: MirroredRow) -> None:
+        """What an encoder gave, in blocks that nobody else has: once, and as many as it takes."""
+        assert bool(row.encoded) == bool(self._cross), "what an encoder gave is missing, or nobody attends to it"
+        for group in self._cross:
+            table, size = row.tables[group], self._block_size
+            assert len(table) == -(-len(row.encoded) // size), f"{len(table)} blocks for {len(row.encoded)} vectors of an encoder"
+            held = [block for other in self._rows if other is not None for blocks in other.tables for block in blocks]
+            assert all(held.count(block) == 1 for block in table), "a block for what an encoder gave is another's, too"
+            for place, content in enumerate(row.encoded):
+                block, offset = self._place(row, group, place)
+                self._contents[block][offset] = group, content
 
     def _check_shape(self, step: StepInput) -> None:
         assert step.seats and len(step.seats) == len(step.num_tokens) == len(step.num_logits)
@@ -147,38 +170,41 @@ class Mirror:
     def _write(self, row: MirroredRow, count: int, written: set[tuple[int, int]]) -> None:
         row.extend_chain()
         assert row.num_computed + count <= len(row.tokens), "a row computes tokens that are not known"
-        for group, spec in enumerate(self._groups):
-            if isinstance(spec.spec, PagedKV):
-                for position in range(row.num_computed, row.num_computed + count):
-                    block, offset = self._place(row, group, position)
-                    assert (block, offset) not in written, f"two rows write block {block}"
-                    written.add((block, offset))
-                    self._contents[block][offset] = group, row.chain[position]
+        for group in self._own:
+            for position in range(row.num_computed, row.num_computed + count):
+                block, offset = self._place(row, group, position)
+                assert (block, offset) not in written, f"two rows write block {block}"
+                written.add((block, offset))
+                self._contents[block][offset] = group, row.chain[position]
 
     def _write_wrong(self, row: MirroredRow, start: int, count: int, written: set[tuple[int, int]]) -> None:
         """Guesses, taken for wrong until they are checked."""
-        for group, spec in enumerate(self._groups):
-            if isinstance(spec.spec, PagedKV):
-                for position in range(row.num_computed + start, row.num_computed + start + count):
-                    block, offset = self._place(row, group, position)
-                    assert (block, offset) not in written, f"two rows write block {block}"
-                    written.add((block, offset))
-                    self._contents[block][offset] = None
+        for group in self._own:
+            for position in range(row.num_computed + start, row.num_computed + start + count):
+                block, offset = self._place(row, group, position)
+                assert (block, offset) not in written, f"two rows write block {block}"
+                written.add((block, offset))
+                self._contents[block][offset] = None
 
     def _compute(self, row: MirroredRow, count: int) -> None:
         self._check_reads(row, row.num_computed, count)
         row.num_computed += count
 
     def _check_reads(self, row: MirroredRow, start: int, count: int) -> None:
-        for group, found in enumerate(self._groups):
-            if isinstance(found.spec, PagedKV):
-                window = found.spec.window
-                first = 0 if window is None else max(0, start - window + 1)
-                for position in range(first, start + count):
-                    block, offset = self._place(row, group, position)
-                    assert self._contents[block][offset] == (group, row.chain[position]), (
-                        f"block {block} does not hold token {position} of the row that reads it"
-                    )
+        for group in self._own:
+            window = self._groups[group].spec.window
+            first = 0 if window is None else max(0, start - window + 1)
+            for position in range(first, start + count):
+                self._check_read(row, group, position, row.chain[position])
+        for group in self._cross:
+            for place, content in enumerate(row.encoded):
+                self._check_read(row, group, place, content)
+
+    def _check_read(self, row: MirroredRow, group: int, position: int, content: int) -> None:
+        block, offset = self._place(row, group, position)
+        assert self._contents[block][offset] == (group, content), (
+            f"block {block} does not hold token {position} of the row that reads it"
+        )
 
     def _place(self, row: MirroredRow, group: int, position: int) -> tuple[int, int]:
         index, offset = divmod(position, self._block_size)

@@ -12,6 +12,8 @@ from ..models.read import ModelInfo
 from ..op_times import OpCall, OpTimes
 from .calls import Call
 from .cost_model import StageCost, StepWork
+from .encoders import LIBRARY
+from .shape import native
 
 _SIZES = ("weight_bytes", "act_bytes", "kv_bytes", "out_bytes")
 
@@ -21,9 +23,10 @@ class Observer:
 
     def __init__(self, model: ModelInfo, config: EngineConfig, ops: Iterable[str]) -> None:
         known = sorted(set(ops))
+        captured = [op for op in known if op != LIBRARY]  # of which there is nothing to replay
         for op in config.capture:
-            if op not in known:
-                raise ValueError(f"capture names {op!r}, which this model never calls; it calls {', '.join(known)}")
+            if op not in captured:
+                raise ValueError(f"capture names {op!r}, which this model never calls; it calls {', '.join(captured)}")
         self.times = OpTimes("model")
         self._ops = known if config.profile else config.capture
         self._dtype, self._model, self._config = model.dtype, model, config
@@ -44,25 +47,30 @@ class Observer:
         """The calls of a step, one after the other. Returns when the last ends."""
         for stage in stages:
             for call, count, seconds, q_lens, ctx_lens in stage.calls(work):
-                if call.op in self._ops:
+                if call.name in self._ops:
                     dims, options = self._known.get(call) or self._describe(call)
                     lens = {"q_lens": tuple(q_lens), "ctx_lens": tuple(ctx_lens)}
-                    self.times.add(OpCall.of(call.op, "model", self._dtype, dims, options=options, **lens), start_s, seconds, count)
+                    found = OpCall.of(call.name, "model", self._dtype, dims, options=options, **lens)
+                    self.times.add(found, start_s, seconds, count)
                 start_s += seconds
         return start_s
 
     def _describe(self, call: Call) -> tuple[dict[str, float], tuple[tuple[str, Any], ...]]:
         """dims and options, as those of a call of the real kernel."""
+        architecture = native(self._model, self._config)
         usual = ELEMENT_BYTES[self._dtype]
         dims = dict(call.dims)
         dims = {name: value for name, value in dims.items() if name != "logit_bytes" and (name not in _SIZES or value != usual)}
         options = {name: value for name, value in self._options(dims).items() if name in _OPTIONS.get(call.op, ())}
+        if "causal" in options:
+            causal = options["causal"] = dims.pop("causal", 1) == 1
+            if causal and architecture.buckets is not None:
+                options["num_distances"] = architecture.buckets.max_distance + 1
         self._known[call] = dims, tuple(sorted(options.items()))
         return self._known[call]
 
     def _options(self, dims: Mapping[str, float]) -> dict[str, Any]:
-        architecture, cache = self._model.architecture, self._config.cache
-        assert architecture is not None, "executors without a device refuse such models"
+        architecture, cache = native(self._model, self._config), self._config.cache
         off = dict.fromkeys(("sinks", "alibi", "bias", "zeros", "act_order", "static"), False)
         family = architecture.family
         rot_dim = architecture.head_dim if architecture.latent is None else architecture.latent.rope_dim

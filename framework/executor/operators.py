@@ -52,22 +52,23 @@ def tokens(runs: Runs) -> float:
     return sum(count * q_len for count, q_len, _ in runs)
 
 
-def by_tokens(runs: Runs) -> tuple[float, ...]:
+def by_tokens(dims: Dims, runs: Runs) -> tuple[float, ...]:
     """Sizes of ops for which requests make no difference."""
     return (tokens(runs),)
 
 
-def by_requests(runs: Runs) -> tuple[float, ...]:
+def by_requests(dims: Dims, runs: Runs) -> tuple[float, ...]:
     """Sizes of ops on few new tokens of each request: how many requests, and their mean context."""
     requests = sum(count for count, _, _ in runs)
     return requests, sum(count * context for count, _, context in runs) / requests
 
 
-def by_prompts(runs: Runs) -> tuple[float, ...]:
+def by_prompts(dims: Dims, runs: Runs) -> tuple[float, ...]:
     """Sizes of ops on many new tokens: how many equal whole prompts have as many pairs of a query and a key it sees, and their
     length, the mean context. A chunk behind a long context is a fraction of a prompt of that length, so that what follows on
-    each other in its longest row of tiles is the same."""
-    pairs = [count * q_len * (context - (q_len - 1) / 2) for count, q_len, context in runs]
+    each other in its longest row of tiles is the same; a prompt whose tokens see those after them, too, is nearly two."""
+    unseen = 0.5 * dims.get("causal", 1)
+    pairs = [count * q_len * (context - unseen * (q_len - 1)) for count, q_len, context in runs]
     total = sum(pairs)
     length = sum(part * context for part, (_, _, context) in zip(pairs, runs)) / total
     return 2 * total / (length * (length + 1)), length
@@ -83,7 +84,7 @@ class Operator:
     work      (cost, dims, runs) -> flops and bytes; default: the op's cost function, run by run
     cost      in place of the op's, where the op is not built
     whole     dims of a model's layer, before it is cut for ranks: what is left out together when a fit is judged
-    sizes     runs -> what changes from call to call
+    sizes     (dims, runs) -> what changes from call to call
     spread    dims that may take over a fraction of a request: half a prompt of 32 heads is a prompt of 16
     """
 
@@ -93,7 +94,7 @@ class Operator:
     work: Callable[[CostFunction, Dims, Runs], Cost] | None = None
     cost: CostFunction | None = None
     whole: Callable[[Dims, Runs], tuple[float, ...]] | None = None
-    sizes: Callable[[Runs], tuple[float, ...]] = by_tokens
+    sizes: Callable[[Dims, Runs], tuple[float, ...]] = by_tokens
     spread: tuple[str, ...] = ()
 
     def point(self, dims: Dims) -> tuple[float, ...]:
@@ -114,7 +115,7 @@ class Operator:
         cost = self.cost or cost
         assert cost is not None
         found = self.work(cost, dims, runs) if self.work else _linear_work(cost, dims, runs)
-        sizes = tuple(math.log2(max(size, 1e-3)) for size in self.sizes(runs))
+        sizes = tuple(math.log2(max(size, 1e-3)) for size in self.sizes(dims, runs))
         return Work(found.flops, found.bytes, max(1.0, self.tiles(dims, runs)), sizes)
 
 
@@ -159,7 +160,7 @@ def _token_work(cost: CostFunction, dims: Dims, runs: Runs) -> Cost:
 
 
 def _prompt_tiles(dims: Dims, runs: Runs) -> float:
-    prompts, length = by_prompts(runs)
+    prompts, length = by_prompts(dims, runs)
     return prompts * math.ceil(length / 128) * dims["num_heads"]
 
 
@@ -270,7 +271,7 @@ def _message(**formats: float) -> Operator:
     return Operator({"num_ranks": None}, formats, work=_token_work, cost=_message_cost, whole=lambda dims, runs: (tokens(runs),))
 
 
-def _delta(cost: CostFunction, sizes: Callable[[Runs], tuple[float, ...]]) -> Operator:
+def _delta(cost: CostFunction, sizes: Callable[[Dims, Runs], tuple[float, ...]]) -> Operator:
     def tiles(dims: Dims, runs: Runs) -> float:
         return sum(count for count, _, _ in runs) * dims["num_v_heads"]
 

@@ -13,6 +13,7 @@ from ..models.read import ModelInfo
 from .calls import CallList
 from .cost_model import DecodesAhead, OpTime, StageCost, StepWork
 from .device_memory import Holding, token_bytes
+from .encoders import NO_ENCODERS, Encoders
 from .shape import kv_groups, state_bytes
 from .timers import Timers
 
@@ -33,6 +34,7 @@ class Placement:
         stages: Sequence[Stage],
         timers: Timers,
         acceptance_rule: str = "match",
+        encoders: Encoders = NO_ENCODERS,
     ) -> None:
         """acceptance_rule: of drafts, if there are any."""
         from ..plan import may_fuse
@@ -42,7 +44,7 @@ class Placement:
         scheme, ep = read_weight_scheme(model, config.quant), config.parallel.ep
         self.holdings = [
             Holding(
-                stage_weight_bytes(self.rank, stage, ep, scheme, model.dtype),
+                stage_weight_bytes(self.rank, stage, ep, scheme, model.dtype) + stage.first * encoders.weight_bytes,
                 token_bytes(self.groups, stage),
                 state_bytes(self.rank, model, stage.layers),
             )
@@ -53,6 +55,8 @@ class Placement:
         self._costs = []
         for stage in stages:
             found = calls.stage(stage, acceptance_rule)
+            if stage.first:
+                found += calls.encoders(encoders.stacks)
             key = frozenset(found.items())
             self._costs.append(equal.setdefault(key, equal.get(key) or StageCost(found, model.dtype, timers)))
         self._distinct = list(equal.values())

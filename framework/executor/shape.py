@@ -13,27 +13,30 @@ from ..models.read import ModelInfo
 
 @dataclass(frozen=True)
 class ModelShape:
-    """KV groups, vocabulary and longest sequence of a model, the bytes of a request's states, and how it denoises, if it does."""
+    """KV groups, vocabulary and longest sequence of a model, the bytes of a request's states, the places in the cache that it takes
+    at most for what an encoder gave, and how it denoises, if it does."""
 
     groups: tuple[CacheGroup, ...]
     vocab_size: int
     max_model_len: int
     state_bytes: int = 0
+    most_encoded: int = 0
     diffusion: Diffusion | None = None
 
     @classmethod
     def of(cls, model: ModelInfo, config: EngineConfig) -> ModelShape:
         """Of a model under a configuration. Raises ValueError for a model that the native decoder does not cover."""
         found = native(model, config)
-        groups = kv_groups(found, model, config)
-        return cls(groups, found.vocab_size, model.max_model_len, state_bytes(found, model), model.diffusion)
+        sizes = found.vocab_size, model.max_model_len, state_bytes(found, model), model.most_encoded(config.cache.block_size)
+        return cls(kv_groups(found, model, config), *sizes, model.diffusion)
 
     def num_blocks(self, config: EngineConfig) -> int:
         """As configured, or as many as fit ``cache.memory_bytes``; without either, as many as all seats can fill."""
         num_groups, each = len(self.groups), block_bytes(self.groups, config.cache.block_size)
+        longest = max(self.max_model_len, self.most_encoded)
         states = state_rows(config) * self.state_bytes
-        enough = each * useful_blocks(config, num_groups, self.max_model_len) + states
-        return cache_blocks(config, num_groups, self.max_model_len, each, lambda: enough, states)
+        enough = each * useful_blocks(config, num_groups, longest) + states
+        return cache_blocks(config, num_groups, longest, each, lambda: enough, states)
 
 
 def state_bytes(architecture: Architecture, model: ModelInfo, layers: range | None = None) -> int:

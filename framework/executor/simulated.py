@@ -12,12 +12,14 @@ import numpy as np
 from ..clock import Clock, VirtualClock
 from ..config import EngineConfig
 from ..engine.attention_rows import canvas_rows, num_decodes
+from ..engine.kv_cache.spec import ELEMENT_BYTES
 from ..engine.step import StepInput, StepOutput
 from ..models.ranks import stages
 from ..models.read import ModelInfo
 from .cost_model import CONTEXT_GRID, DecodeRows, DecodesAhead, OpTime, StepWork
 from .device_memory import Holding, activation_bytes, num_blocks
 from .drafting import Drafting
+from .encoders import Encoders
 from .observed import Observer
 from .placement import Placement
 from .pseudo import PassPlan, PseudoCanvases, PseudoTokens
@@ -113,18 +115,21 @@ class SimulatedExecutor:
         self._drafting = Drafting(model, config, self._timers) if speculation else None
         cuts = stages(architecture, config.parallel.pp)
         rule = config.speculative_config.acceptance_rule
-        self._placement = Placement(model, architecture, config, cuts, self._timers, rule)
+        encoders = Encoders.of(config.model, model)
+        self._placement = Placement(model, architecture, config, cuts, self._timers, rule, encoders)
         self._timers.check_scaled()
         self._observer = Observer.of(model, config, [timer.op for timer in self._timers.bound])
         self._draft_observer = self._observer.beside(self._drafting.model) if self._observer and self._drafting else None
         self.call_times = None if self._observer is None else self._observer.times
         self.groups, self.vocab_size, self.max_model_len = self._placement.groups, architecture.vocab_size, model.max_model_len
-        activations = activation_bytes(self._placement.rank, config, model.dtype)
-        self.num_blocks = num_blocks(config, len(self.groups), self.max_model_len, self._held(), activations, device.memory_bytes)
+        of_step = activation_bytes(self._placement.rank, config, model.dtype)
+        activations = max(of_step, encoders.activation_bytes(ELEMENT_BYTES[model.dtype]))
+        longest = max(self.max_model_len, model.most_encoded(config.cache.block_size))
+        self.num_blocks = num_blocks(config, len(self.groups), longest, self._held(), activations, device.memory_bytes)
         self.in_flight_steps, self.num_stages = max(len(cuts), 2), len(cuts)
         self.draft_max_model_len, self.drafts_read_ahead = None, False
         self.num_drafts = config.speculative_config.num_speculative_tokens
-        self.has_states = architecture.has_states
+        self.has_states, self._attends_encoded = architecture.has_states, bool(architecture.family.encoder)
         self.weight_bytes = self.nominal_weight_bytes = round(config.parallel.tp * sum(held.weights for held in self._held()))
 
         self._device, self._graphs, self._noise = device.name, config.graphs, config.executor.noise
@@ -149,6 +154,7 @@ class SimulatedExecutor:
             self._tokens = PseudoCanvases(self._num_seats, self.vocab_size, self._plan)
         self.idle_from_s = [clock.now()] * self.num_stages
         self._token_at_s = np.zeros(self._num_seats)
+        self._encoded = np.zeros(self._num_seats, dtype=np.int64) if self._attends_encoded else None
         self._context = 1
         self._periods: dict[tuple[int, int, int], float] = {}
 
@@ -161,6 +167,10 @@ class SimulatedExecutor:
     def submit(self, step: StepInput) -> SimulatedStep:
         tokens, seats = self._tokens, np.array(step.seats)
         tokens.admit(step.new)
+        if self._encoded is not None:
+            for new in step.new:
+                assert new.encoder_input is not None, "the engine takes no other prompts"
+                self._encoded[new.seat] = new.encoder_input.num_seen
         contexts = tokens.contexts(step, seats)
         work = self._work(step, contexts) if self._plan is None else self._canvas_work(self._plan, step, contexts)
         times, passes = self._placement.step(work), list[StepWork]()
@@ -275,10 +285,13 @@ class SimulatedExecutor:
         """Rows come in the order of their kinds: one token, one token and drafts, prompts."""
         counts, num_rows, num_samples = step.num_tokens, len(step.num_tokens), len(step.num_tokens) - step.num_logits.count(0)
         ones = first_chunk = counts.count(1)
-        decodes = [DecodeRows(1, contexts[:ones])] if ones else []
         num_logits = sum(step.num_logits)
         if num_logits > num_samples:
             first_chunk += sum(each > 1 for each in step.num_logits)
+        if step.new and (whole := contexts[:ones] == 1).any():  # prompts of one token, which are no decodes; nor is what follows
+            ones = first_chunk = int(whole.argmax())
+        decodes = [DecodeRows(1, contexts[:ones])] if ones else []
+        if first_chunk > ones:
             lens, drafting = np.array(counts[ones:first_chunk]), contexts[ones:first_chunk]
             decodes += [DecodeRows(each, drafting[lens == each]) for each in sorted(set(counts[ones:first_chunk]))]
         recorded = (
@@ -290,8 +303,13 @@ class SimulatedExecutor:
         num_tokens = sum(counts)
         if recorded and self._recordings:
             num_tokens = decodes[0].tokens * self._recordings[bisect_left(self._recordings, num_rows)]
-        chunks = counts[first_chunk:], contexts[first_chunk:].tolist()
-        return StepWork(num_tokens, num_logits, decodes, *chunks, recorded)
+        work = StepWork(num_tokens, num_logits, decodes, counts[first_chunk:], contexts[first_chunk:].tolist(), recorded)
+        if self._encoded is not None:
+            seen = self._encoded[step.seats]
+            work.encoded = [new.encoder_input.num_tokens for new in step.new if new.encoder_input is not None]
+            work.cross_decodes = [DecodeRows(1, seen[:ones])] if ones else []
+            work.cross_ctx_lens = seen[first_chunk:].tolist()
+        return work
 
     def _canvas_work(self, plan: PassPlan, step: StepInput, contexts: np.ndarray) -> StepWork:
         """Where a model denoises: in rows of a canvas each, of which no step is recorded."""

@@ -60,7 +60,7 @@ class Traffic:
 
 @dataclass
 class Timer:
-    """Seconds of a call of one op with fixed dims, times a factor."""
+    """Seconds of a call of one op with fixed dims, times a factor. op: what the call counts as."""
 
     op: str
     seconds: Seconds | OperatorTimer
@@ -84,12 +84,13 @@ class Timers:
         self.free, self.calibration = config.calibration == "free", device.calibration
         self.bound: list[Timer] = []
 
-    def bind(self, op: str, dtype: str, dims: Mapping[str, float]) -> Timer:
+    def bind(self, op: str, dtype: str, dims: Mapping[str, float], name: str | None = None) -> Timer:
         """dtype: of the activations; dims: as the op's cost function takes them; of what goes between devices ``num_ranks``,
-        ``act_bytes`` and ``graph`` (1 in a recording), with q_lens = [elements]. Raises ValueError for a number format that the
-        device cannot compute."""
+        ``act_bytes`` and ``graph`` (1 in a recording), with q_lens = [elements]; name: of the op that the call counts as, if it is
+        another. Raises ValueError for a number format that the device cannot compute."""
         found = self._measured(self.calibration, op, dtype, dims) if self.calibration else None
-        timer = Timer(op, found or self._estimate(op, dtype, dims), self._config.op_scale.get(op, 1.0))
+        name = name or op
+        timer = Timer(name, found or self._estimate(op, dtype, dims), self._config.op_scale.get(name, 1.0))
         self.bound.append(timer)
         return timer
 

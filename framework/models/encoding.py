@@ -15,13 +15,14 @@ from .vision import Vision
 @dataclass(frozen=True)
 class Encoding:
     """max_tokens: as many vectors the encoder gives at most; start: tokens that the decoder begins with; speech: of a model that
-    reads sound, not text, whose encoder always gives ``max_tokens``; None: it reads text, or images. max_images: of a prompt; None:
-    the model is an encoder-decoder, whose prompts have something to encode."""
+    reads sound, not text, whose encoder always gives ``max_tokens``; None: it reads text, or images; num_bins: of sound's features.
+    max_images: of a prompt; None: the model is an encoder-decoder, whose prompts have something to encode."""
 
     max_tokens: int
     start: tuple[int, ...]
     speech: Speech | None
     max_images: int | None = None
+    num_bins: int = 0
 
     def room(self, block_size: int) -> int:
         """Places in the cache that a request takes at most: images begin at whole blocks, unless they follow each other."""
@@ -52,7 +53,7 @@ def read_encoding(
             "token id"
         )
     if listens:
-        return Encoding(given["max_source_positions"], (start,), _speech(config, given, start))
+        return Encoding(given["max_source_positions"], (start,), _speech(config, given, start), num_bins=given["num_mel_bins"])
     forced = given.get("forced_bos_token_id")
     return Encoding(max_model_len, (start,) if type(forced) is not int else (start, forced), None)
 

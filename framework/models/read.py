@@ -58,6 +58,10 @@ class ModelInfo:
         """Name of a cache's dtype. wish: as in ``CacheConfig``."""
         return self.dtype if wish == "auto" else wish
 
+    def most_encoded(self, block_size: int) -> int:
+        """Places in the cache that a request takes at most for what an encoder gave; 0 without one."""
+        return 0 if self.encoding is None else self.encoding.room(block_size)
+
     def check_generates(self, what: str) -> None:
         """Raises ValueError for a model that pools, or denoises. what: for which it would have to say what token is next."""
         if self.pooling is not None:

@@ -19,7 +19,7 @@ class EncoderCache:
 
     An image is encoded by the first step that computes one of its placeholders, once for all requests that hold it. Its embeddings
     stay as long as a request has computed a part of its placeholders, and then until room is needed; the least recently used go
-    first.
+    first. Without chunked prefill the budget takes the images of a prompt as one.
 
     whole        a chunk never ends within an image, whose tokens see each other
     num_queries  images so far that a request came to
@@ -29,7 +29,7 @@ class EncoderCache:
 
     def __init__(self, config: SchedulerConfig, whole: bool = False) -> None:
         self._budget, self._capacity, self._max_chunk = config.encoder_budget, config.encoder_cache, config.max_chunk
-        self._whole = whole
+        self._whole, self._chunked = whole, config.chunked_prefill
         self._kept: OrderedDict[bytes, int] = OrderedDict()  # least recently used first
         self._num_kept = 0
         self._holders: dict[bytes, set[Request]] = {}
@@ -40,7 +40,8 @@ class EncoderCache:
         self.num_queries = self.num_hits = self.num_encoded = 0
 
     def check(self, images: Iterable[ImageItem]) -> None:
-        """Raises ValueError for an image that could never be computed."""
+        """Raises ValueError for images of a prompt that could never be computed."""
+        images = tuple(images)
         for image in images:
             if image.count > self._capacity:
                 raise ValueError(
@@ -52,6 +53,11 @@ class EncoderCache:
                     f"an image of the prompt has {image.count} tokens, which see each other and so are computed in one step, but a "
                     f"step takes {self._max_chunk} of a request: raise scheduler.max_num_batched_tokens (and max_chunk_tokens)"
                 )
+        if not self._chunked and (total := sum({image.key: image.count for image in images}.values())) > self._capacity:
+            raise ValueError(
+                f"the images of the prompt have {total} embeddings, and without chunked prefill one step needs them all, but "
+                f"{self._capacity} are kept (scheduler.encoder_cache): give fewer, raise it, or set chunked_prefill"
+            )
 
     def start_step(self) -> None:
         """What is scheduled from here on is another step."""
@@ -59,8 +65,13 @@ class EncoderCache:
         self._used.clear()
 
     def fit(self, request: Request, start: int, count: int) -> int:
-        """How many of the ``count`` tokens from ``start`` on can be computed in this step, which encodes what it needs for them."""
+        """How many of the ``count`` tokens from ``start`` on can be computed in this step, which encodes what it needs for them.
+        Without chunked prefill they are all that are left of the prompt."""
         end = start + count
+        if not self._chunked:
+            new = {image.key: image.count for image in request.images if image.end > start and image.key not in self._kept}
+            if sum(new.values()) > self._left < self._budget:
+                return 0
         for image in request.images:
             if image.end <= start or image.start >= end:
                 continue
@@ -115,7 +126,8 @@ class EncoderCache:
     def _take(self, image: ImageItem) -> bool:
         """Whether its embeddings are there in this step."""
         if image.key not in self._kept:
-            if image.count > self._left < self._budget or not self._make_room(image.count):
+            is_too_much = self._chunked and image.count > self._left < self._budget
+            if is_too_much or not self._make_room(image.count):
                 return False
             self._left -= min(image.count, self._left)
             self._kept[image.key] = image.count

@@ -52,8 +52,10 @@ async def _answer(request: Request, task: str) -> Response:
     serving: Serving = request.app.state.serving
     serving.check_generates()
     encoding = serving.engine.inputs.encoding
-    if encoding is None or encoding.sound is None:
+    if encoding is None or encoding.speech is None:
         raise APIError(501, f"The model does not {task} sound: it reads text")
+    if encoding.sound is None:
+        raise APIError(501, f"The model does not {task} sound: it has no folder with a feature extractor")
     body = await _body(request)
     transcription = Transcription(serving, body, task, priority_of(body, request))
     text, seconds = await until_disconnect(request.receive, transcription.text())

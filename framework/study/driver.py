@@ -103,13 +103,13 @@ class ServingEngine:
             self._add_steps(count)
         self.ahead = None
 
-    def admit(self, index: int, request: WorkloadRequest, prompt: EngineInput, arrival_s: float) -> RequestRecord:
+    def admit(self, index: int, request: WorkloadRequest, arrival_s: float) -> RequestRecord:
         """Adds request ``index`` of the workload. Its record has an error if the engine refuses it."""
         record = RequestRecord(
             f"{index}",
             request.user,
             arrival_s,
-            len(prompt.token_ids),
+            len(request.prompt_token_ids),
             replica=self.index,
             priority=request.priority,
             num_known_tokens=request.num_known_tokens,
@@ -117,6 +117,9 @@ class ServingEngine:
         # Under a virtual clock nothing is gained by telling every token as it comes.
         kind = RequestOutputKind.FINAL_ONLY if isinstance(self.engine.clock, VirtualClock) else RequestOutputKind.DELTA
         try:
+            prompt = self.engine.inputs.made_up(request.prompt_token_ids, request.decoder_token_ids)
+            record.num_prompt_tokens = len(prompt.token_ids)
+            record.num_encoder_tokens = 0 if prompt.encoder_input is None else prompt.encoder_input.num_tokens
             self.engine.add_request(
                 record.request_id,
                 prompt,
@@ -193,12 +196,12 @@ def run_workload(
             if behind is None or (arrivals.next_s is not None and behind.has_reached(arrivals.next_s)):
                 arrival_s, index = arrivals.pop()
                 request = workload[index]
-                prompt = EngineInput(request.prompt_token_ids)
+                prompt = EngineInput(request.prompt_token_ids)  # by which an encoder-decoder is chosen as well as any other
                 chosen = replicas[0 if router is None else router.route(prompt, engines)]
                 chosen.catch_up(arrival_s)
                 if not chosen.engine.has_unfinished():
                     chosen.wait(arrival_s)
-                admitted = chosen.admit(index, request, prompt, arrival_s)
+                admitted = chosen.admit(index, request, arrival_s)
                 record.requests.append(admitted)
                 if admitted.error is not None:
                     arrivals.finished(index, chosen.now_s())

@@ -6,6 +6,7 @@ first arrival to the last token. Goodput = requests per second that meet every S
 Of several engines, requests and time are pooled; a maximum is that of one engine.
 prefix_hit_rate_bound = what a cache that forgets nothing would find, as a trace's own names of blocks tell. ttft_priority_N: of the
 requests of that priority, where there are several.
+num_encoder_tokens, encoder_tokens_per_s: what encoders of encoder-decoders gave; prompt tokens are those that decoders read.
 tokens_per_pass = output tokens / passes over a canvas of a request (block diffusion).
 chunk_gap = gaps between the outputs of a request, pooled, where drafts were checked or canvases denoised, so that tokens come
 several at once.
@@ -74,6 +75,8 @@ def compute_metrics(run: RunRecord, slo: SLOConfig, percentiles: Sequence[float]
         "num_prompt_tokens": sum(request.num_prompt_tokens for request in served),
         "num_output_tokens": sum(len(request.token_times_s) for request in served),
     }
+    if num_encoded := sum(request.num_encoder_tokens for request in served):
+        metrics["num_encoder_tokens"] = num_encoded
     if run.steps:
         metrics["num_steps"] = sum(steps.num_steps for steps in run.steps)
         metrics["num_preemptions"] = run.num_preemptions
@@ -112,6 +115,8 @@ def compute_metrics(run: RunRecord, slo: SLOConfig, percentiles: Sequence[float]
         metrics["goodput_per_s"] = num_good / duration_s
         metrics["output_tokens_per_s"] = metrics["num_output_tokens"] / duration_s
         metrics["total_tokens_per_s"] = (metrics["num_output_tokens"] + metrics["num_prompt_tokens"]) / duration_s
+        if num_encoded:
+            metrics["encoder_tokens_per_s"] = num_encoded / duration_s
     if metrics.get("tpot_mean_s"):
         metrics["tokens_per_s_per_user"] = 1.0 / metrics["tpot_mean_s"]
     metrics.update(_state(run.steps))

@@ -17,6 +17,7 @@ class RequestRecord:
     finish_reason  stop, length, ...; None if it was refused
     error          why it was refused, or what failed while it ran; None otherwise
     replica        the engine that served it
+    num_encoder_tokens  that the encoder of an encoder-decoder gave, whose decoder read the prompt tokens; 0: it is none
     num_known_tokens  as of a WorkloadRequest
     """
 
@@ -30,6 +31,7 @@ class RequestRecord:
     replica: int = 0
     priority: int = 0
     num_known_tokens: int | None = None
+    num_encoder_tokens: int = 0
 
     @property
     def status(self) -> str:

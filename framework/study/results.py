@@ -40,7 +40,10 @@ REQUEST_COLUMNS = (
     "e2e_s",
     "finish_reason",
     "error",
+    "num_encoder_tokens",
 )
+_LATER_COLUMNS = ("num_encoder_tokens",)
+"""Of requests, that older files do not have."""
 
 
 def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -104,6 +107,7 @@ def write_requests(folder: Path, requests: Iterable[RequestRecord]) -> None:
                 "e2e_s": e2e_s(r),
                 "finish_reason": r.finish_reason,
                 "error": r.error,
+                "num_encoder_tokens": r.num_encoder_tokens or None,
             }
             writer.writerow({k: _cell(v) for k, v in row.items()})
 
@@ -191,8 +195,10 @@ def collect_requests(folder: str | Path, runs: pd.DataFrame) -> pd.DataFrame:
         path = Path(folder) / run / REQUESTS_FILE
         if path.is_file():
             try:
-                tables.append(pd.read_csv(path, usecols=list(REQUEST_COLUMNS), low_memory=False).assign(run=run))
-            except ValueError as error:
+                found = pd.read_csv(path, usecols=lambda name: name in REQUEST_COLUMNS, low_memory=False)
+                found[[name for name in REQUEST_COLUMNS if name not in _LATER_COLUMNS]]  # whatever else a version writes
+                tables.append(found.reindex(columns=REQUEST_COLUMNS).assign(run=run))
+            except (ValueError, KeyError) as error:
                 raise ValueError(f"{path} does not hold the requests of a run: {error}") from error
     if not tables:
         raise ValueError(f"no finished run below {str(folder)!r} has a {REQUESTS_FILE}")

@@ -13,7 +13,7 @@ from ..engine.step import StepInput
 from ..models.batch import ExpertTokens, ImageTokens
 from ..multimodal.items import ImageItem, rotary_positions
 from .step_rows import StepRows
-from .transfer import all_to_device, to_device
+from .transfer import all_to_device, is_device_loss, to_device
 
 if TYPE_CHECKING:
     from ..models.tower import Tower
@@ -137,7 +137,7 @@ class Images:
                 )
             self._embeddings[image.key] = found
         except Exception as error:
-            if not self._is_alone:
+            if not self._is_alone or is_device_loss(error):
                 raise
             _logger.error("an image was not encoded", exc_info=error)
             self._errors[image.key] = f"an image was not encoded: {type(error).__name__}: {error}"

@@ -97,6 +97,7 @@ class LocalExecutor:
         if config.speculative_config.place == "device":
             check_drafter(config, model)
         self._pools, self._encoding = model.pooling is not None, model.encoding
+        self._most_encoded = model.most_encoded(config.cache.block_size)
         # What passes between stages is no call of a kernel; steps that schedulers take together are recorded by none.
         # Nor does any follow where canvases end.
         self._diffusion = model.diffusion
@@ -173,7 +174,7 @@ class LocalExecutor:
             states,
             self._images(config, model, device.torch),
             self._encoder,
-            0 if model.encoding is None else model.encoding.room(config.cache.block_size),
+            self._most_encoded,
             self._diffusion,
         )
         if self._drafter is not None:
@@ -292,9 +293,7 @@ class LocalExecutor:
             return found - self._draft_probs_bytes(config) - self._embeddings_bytes(config)
 
         each = _block_bytes(self._own_groups, self._drafter, config.cache.block_size)
-        longest = (
-            self.max_model_len if self._encoding is None else max(self.max_model_len, self._encoding.room(config.cache.block_size))
-        )
+        longest = max(self.max_model_len, self._most_encoded)
         return cache_blocks(config, len(self.groups), longest, each, budget, self._state_bytes(config))
 
     def _state_bytes(self, config: EngineConfig) -> int:

@@ -31,6 +31,8 @@ def load(
 
     Raises ValueError for a config that cannot work, a server that is not there, and one that serves nothing or not even the
     warm-up."""
+    if count := config.workload.decoder_tokens:
+        raise ValueError(f"workload.decoder_tokens={count} cannot work: no HTTP request says what a decoder begins with")
     encode = tokenizer.encode if tokenizer else None
     workload = build_workload(config.workload, vocab_size, encode)
     warmup = warmup_workload(config.num_warmup_requests, config.seed, vocab_size, encode)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import NamedTuple
 
@@ -16,6 +16,7 @@ from .config import WorkloadConfig
 from .prompts import (
     ADAPTERS,
     ARRIVALS,
+    DECODERS,
     LENGTHS,
     PREFIX,
     PRIORITIES,
@@ -38,6 +39,7 @@ class WorkloadRequest:
 
     arrival_s     seconds after the start of the run; in a closed loop, of a user's first request only
     think_time_s  closed loop: it arrives this long after its user's previous request finished; None in an open loop
+    decoder_token_ids  of an encoder-decoder, what its decoder begins with behind what all do
     num_known_tokens  of its prompt's, at the start: those in blocks that an earlier request had too, as the trace's own names of
                   blocks say, the last token aside, which is always computed; None for a trace that names none
     """
@@ -50,6 +52,7 @@ class WorkloadRequest:
     priority: int = 0
     num_known_tokens: int | None = None
     lora_request: LoRARequest | None = None
+    decoder_token_ids: list[int] = field(default_factory=list)
 
 
 class Arrival(NamedTuple):
@@ -118,7 +121,14 @@ class Workload(Sequence[WorkloadRequest]):
             self._priorities[index],
             self._num_known_tokens(index, len(prompt)),
             self._adapters[index],
+            self._decoder_tokens(index),
         )
+
+    def _decoder_tokens(self, index: int) -> list[int]:
+        if not (mean := self._config.decoder_tokens):
+            return []
+        rng = stream(self._config.seed, DECODERS, index)
+        return self._source.tokens(_length(mean, self._config.decoder_spread, rng), rng)
 
     def _prompt(self, index: int) -> list[int]:
         """The recorded prompt, or one of the recorded length, or of one that is drawn."""
@@ -191,14 +201,14 @@ def warmup_workload(num_requests: int, seed: int, vocab_size: int, encode: Encod
 def _sizes(config: WorkloadConfig, num_requests: int) -> list[tuple[int, int]]:
     """Tokens of prompts and outputs."""
     rng = stream(config.seed, LENGTHS)
-
-    def draw(mean: int, spread: float) -> int:
-        return max(1, int(rng.integers(round(mean * (1 - spread)), round(mean * (1 + spread)) + 1)))
-
     return [
-        (draw(config.prompt_tokens, config.prompt_spread), draw(config.output_tokens, config.output_spread))
+        (_length(config.prompt_tokens, config.prompt_spread, rng), _length(config.output_tokens, config.output_spread, rng))
         for _ in range(num_requests)
     ]
+
+
+def _length(mean: int, spread: float, rng: np.random.Generator) -> int:
+    return max(1, int(rng.integers(round(mean * (1 - spread)), round(mean * (1 + spread)) + 1)))
 
 
 def draw_adapters(config: WorkloadConfig, num_requests: int) -> list[LoRARequest | None]:

@@ -42,6 +42,8 @@ class WorkloadConfig:
     prompt_tokens, prompt_spread    lengths are uniform in mean * [1 - spread, 1 + spread]; not for traces that record lengths
     output_tokens, output_spread    likewise; a completion is at most that long, exactly that long with ignore_eos
     shared_prefix_tokens    tokens at the start of every prompt that are the same in all, on top of prompt_tokens
+    decoder_tokens, decoder_spread    likewise, of an encoder-decoder: its encoder reads the prompt (if it listens, noise as long as
+                    it reads, whatever the prompt), and its decoder begins with so many tokens behind those that all begin with
     length_scale            factor on the lengths of a trace
     max_prompt_tokens, max_output_tokens    lengths are cut to these; None = as they come
     num_priorities          each request has one of 0, 1, ... by chance; 0 goes first under scheduler.policy=priority
@@ -70,6 +72,8 @@ class WorkloadConfig:
     output_tokens: int = 64
     output_spread: float = 0.5
     shared_prefix_tokens: int = 0
+    decoder_tokens: int = 0
+    decoder_spread: float = 0.5
     length_scale: float = 1.0
     max_prompt_tokens: int | None = None
     max_output_tokens: int | None = None
@@ -112,10 +116,10 @@ class WorkloadConfig:
             _require(0 < getattr(self, key) <= most, key, getattr(self, key), f"more than 0, and {most:g} at most")
         _require(self.rate >= 1e-6, "rate", self.rate, "1e-6 or more")
         _require(0 <= self.think_time_s < math.inf, "think_time_s", self.think_time_s, "0 or more, and finite")
-        for key in ("seed", "shared_prefix_tokens", "num_loras"):
+        for key in ("seed", "shared_prefix_tokens", "decoder_tokens", "num_loras"):
             _require(getattr(self, key) >= 0, key, getattr(self, key), "0 or more")
         _require(self.num_priorities <= 1 << 31, "num_priorities", self.num_priorities, "2^31 at most")
-        for key in ("prompt_spread", "output_spread"):
+        for key in ("prompt_spread", "output_spread", "decoder_spread"):
             _require(0 <= getattr(self, key) <= 1, key, getattr(self, key), "between 0 and 1")
         for key in ("num_requests", "max_prompt_tokens", "max_output_tokens", "num_priorities"):
             value = getattr(self, key)

@@ -17,7 +17,7 @@ Encode = Callable[[str], list[int]]
 """Text -> token ids, special tokens as the model wants them."""
 
 # Streams of random numbers, so that changing one part of a workload leaves the others as they are.
-LENGTHS, PROMPTS, PREFIX, BLOCKS, ARRIVALS, THINK, SEEDS, STAND_IN, PRIORITIES, ADAPTERS = range(10)
+LENGTHS, PROMPTS, PREFIX, BLOCKS, ARRIVALS, THINK, SEEDS, STAND_IN, PRIORITIES, ADAPTERS, DECODERS = range(11)
 
 
 def stream(seed: int, kind: int, index: int = 0) -> np.random.Generator:

@@ -55,7 +55,7 @@ def make_engine(kind: Kind, cache: CacheConfig, **scheduler: Any) -> Engine:
     settings = SchedulerConfig(**{"max_num_seqs": 8, "in_flight_steps": 1, **scheduler})
     executor = ExecutorConfig("null", passes_per_canvas=kind.passes)
     config = EngineConfig(cache=cache, scheduler=settings, executor=executor, diffusion=kind.rule)
-    found, size = NullExecutor(config, ModelShape(kind.groups, VOCAB, 200, 0, kind.diffusion)), kind.diffusion.canvas_size
+    found, size = NullExecutor(config, ModelShape(kind.groups, VOCAB, 200, diffusion=kind.diffusion)), kind.diffusion.canvas_size
     if (redraws := kind.diffusion.redraws) is not None:
         denoising: Denoising = Redrawing(size, VOCAB, redraws)
     else:

@@ -9,7 +9,10 @@ from framework.clock import VirtualClock
 from framework.config import CacheConfig, EngineConfig, ExecutorConfig, GraphConfig, ModelConfig, ParallelConfig
 from framework.engine.step import NewRequest, StepInput
 from framework.executor.simulated import SimulatedExecutor
+from framework.executor.simulated_device import simulated_device
+from framework.executor.timers import Timers
 from framework.models.read import read_model
+from framework.plan import op_costs
 from framework.sampling_params import SamplingParams
 
 LLAMA_8B = {
@@ -68,6 +71,12 @@ def make_executor(architecture: dict[str, Any], **given: Any) -> SimulatedExecut
     config = simulated_config(architecture, **given)
     config.validate()
     return SimulatedExecutor(config, read_model(config.model), VirtualClock())
+
+
+def make_timers(architecture: dict[str, Any]) -> Timers:
+    """Of the device of ``simulated_config``."""
+    config, costs = simulated_config(architecture).executor, op_costs()
+    return Timers(config, simulated_device(config, costs), costs)
 
 
 def decode_step(step_id: int, seats: list[int], context: int = 0, num_drafts: int = 0) -> StepInput:

@@ -107,8 +107,8 @@ def test_the_field_goes_through_its_points() -> None:
 
 
 def test_whole_prompts_are_themselves_and_chunks_are_parts_of_one() -> None:
-    assert by_prompts([(3, 100, 100)]) == pytest.approx((3, 100))
-    first, second = by_prompts([(1, 512, 512)]), by_prompts([(1, 512, 1024)])
+    assert by_prompts({}, [(3, 100, 100)]) == pytest.approx((3, 100))
+    first, second = by_prompts({}, [(1, 512, 512)]), by_prompts({}, [(1, 512, 1024)])
     pairs = [prompts * length * (length + 1) / 2 for prompts, length in (first, second)]
     assert sum(pairs) == pytest.approx(1024 * 1025 / 2), "the chunks of a prompt see what the prompt sees"
     assert second == pytest.approx((0.75, 1024), rel=1e-2)
@@ -329,4 +329,4 @@ def test_every_op_names_what_its_work_needs() -> None:
         if spec.cost is None and op not in costs:
             continue
         work = spec.measure(costs.get(op), dims, [(2, 4, 64)])
-        assert work.bytes > 0 and len(work.sizes) == len(spec.sizes([(1, 1, 1)])), op
+        assert work.bytes > 0 and len(work.sizes) == len(spec.sizes({}, [(1, 1, 1)])), op

@@ -31,10 +31,10 @@ def request(images: list[ImageItem], num_tokens: int) -> Request:
     return found
 
 
-def books(budget: int = 8, capacity: int = 12, whole: bool = False, chunk: int = 64) -> EncoderCache:
-    return EncoderCache(
-        SchedulerConfig(encoder_budget=budget, encoder_cache=capacity, max_num_batched_tokens=chunk, max_chunk_tokens=chunk), whole
-    )
+def books(budget: int = 8, capacity: int = 12, whole: bool = False, chunk: int = 64, chunked: bool = True) -> EncoderCache:
+    room = {"encoder_budget": budget, "encoder_cache": capacity}
+    limits = {"max_num_batched_tokens": chunk, "max_chunk_tokens": chunk}
+    return EncoderCache(SchedulerConfig(**room, **limits, chunked_prefill=chunked), whole)
 
 
 def told(cache: EncoderCache) -> tuple[list[int], list[int]]:
@@ -98,6 +98,25 @@ def test_a_chunk_never_ends_within_an_image_whose_tokens_see_each_other() -> Non
 def test_an_image_for_which_there_is_never_room_is_refused() -> None:
     with pytest.raises(ValueError, match=r"13 embeddings, but 12 are kept \(scheduler.encoder_cache\)"):
         books().check([item(0, 13, 1)])
+
+
+def test_without_chunks_the_images_of_a_prompt_are_encoded_in_one_step_or_in_none() -> None:
+    cache = books(budget=8, capacity=20, chunked=False)
+    cache.start_step()
+    assert cache.fit(request([item(0, 4, 1)], 6), 0, 6) == 6
+    both = request([item(0, 5, 2), item(6, 5, 3), item(12, 5, 2)], 20)
+    assert cache.fit(both, 0, 20) == 0 and told(cache) == ([1], [])
+    cache.start_step()
+    assert cache.fit(both, 0, 20) == 20, "more than the budget, and alone"
+    assert told(cache) == ([2, 3], [])
+    cache.start_step()
+    assert cache.fit(request([item(0, 7, 4)], 9), 0, 9) == 9
+    assert cache.fit(both, 0, 20) == 20, "which are kept"
+    assert cache.fit(request([item(0, 2, 5)], 9), 0, 9) == 0 and told(cache) == ([4], [1])
+    cache.check(both.images)
+    with pytest.raises(ValueError, match=r"of the prompt have 24 embeddings.* but 20 are kept \(scheduler.encoder_cache\)"):
+        cache.check([item(start, 8, start) for start in (0, 8, 16)])
+    books(capacity=20).check([item(start, 8, start) for start in (0, 8, 16)])
 
 
 def test_what_a_failed_step_encoded_is_encoded_again() -> None:

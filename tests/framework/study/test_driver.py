@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from framework.clock import VirtualClock
+from framework.engine.inputs import InputProcessor
 from framework.engine.metrics import DraftCounts
 from framework.outputs import CompletionOutput, RequestMetrics, RequestOutput
 from framework.sampling_params import SamplingParams
@@ -58,6 +59,7 @@ class OneSecondEngine:
         return len(self.open)
 
     num_waiting, kv_usage, executor = 0, 0.5, None
+    inputs = InputProcessor(None, {}, ())
 
     def stats(self) -> Any:
         return SimpleNamespace(

@@ -1,0 +1,132 @@
+"""What encoders compute that layers of a model attend to, or whose vectors stand among its tokens: plain transformers.
+
+Such modules are the transformers library's. What it computes itself is no call of ours, and counts as op ``library``, as it stands
+in a real plan: products (and convolutions, as products over their patches) take the time of ``linear``, attention that of a
+``paged_attention_prefill`` whose queries see all positions, norms and activations that of ours: for these there are measured
+times. Linear layers that are swapped for ours are calls of ``linear`` like all others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from ..config import ModelConfig
+from ..models.read import ModelInfo
+
+LIBRARY = "library"
+"""Stands among ops for what another library computes."""
+
+
+class Product(NamedTuple):
+    """A linear layer, or a convolution as what it is over its patches. rows: for each position; library: the library computes it,
+    even where linear layers are swapped for ours."""
+
+    in_features: int
+    out_features: int
+    rows: float = 1.0
+    library: bool = False
+
+
+class EncoderCall(NamedTuple):
+    """``number`` calls of the op whose time they take. rows: for each position; library: the library computes it."""
+
+    op: str
+    dims: Mapping[str, float]
+    number: int
+    rows: float = 1.0
+    library: bool = True
+
+
+@dataclass(frozen=True)
+class EncoderStack:
+    """A plain transformer, all of whose positions see each other: each item (the text of a request, an image) by itself.
+
+    intermediate_size  of the MLPs; gated: they have a gate beside
+    norm               rms or layer; num_norms: outside the layers, which have two each
+    fused_qkv          one product makes queries, keys and values, not three
+    own_linears        linear layers are swapped for ours
+    before, behind     products outside the layers
+    """
+
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    head_dim: int
+    gated: bool = False
+    norm: str = "layer"
+    num_norms: int = 1
+    fused_qkv: bool = False
+    own_linears: bool = False
+    before: tuple[Product, ...] = ()
+    behind: tuple[Product, ...] = ()
+
+    def calls(self) -> Iterator[EncoderCall]:
+        """Of each item."""
+        hidden, inner, width = self.hidden_size, self.intermediate_size, self.num_heads * self.head_dim
+        qkv = [Product(hidden, 3 * width)] if self.fused_qkv else [Product(hidden, width)] * 3
+        layer = [*qkv, Product(width, hidden), *[Product(hidden, inner)] * (1 + self.gated), Product(inner, hidden)]
+        for product, count in [*((p, 1) for p in (*self.before, *self.behind)), *((p, self.num_layers) for p in layer)]:
+            dims = {"in_features": product.in_features, "out_features": product.out_features}
+            yield EncoderCall("linear", dims, count, product.rows, product.library or not self.own_linears)
+        heads = {"num_heads": self.num_heads, "num_kv_heads": self.num_heads, "head_dim": self.head_dim}
+        yield EncoderCall("paged_attention_prefill", {**heads, "window": 0, "causal": 0}, self.num_layers)
+        yield EncoderCall(f"{self.norm}_norm", {"hidden_size": hidden, "residual": 1}, 2 * self.num_layers + self.num_norms)
+        yield EncoderCall("silu_and_mul", {"intermediate_size": inner}, self.num_layers)
+
+    def activation_elements(self) -> int:
+        """Of a position, at once: its hidden state, its residual, and the widest input and output of a layer."""
+        return 2 * self.hidden_size + max(4 * self.num_heads * self.head_dim, (2 + self.gated) * self.intermediate_size)
+
+
+@dataclass(frozen=True)
+class Encoders:
+    """Of a model, on the devices of its first stage. weight_bytes: of all; max_positions: of an item."""
+
+    stacks: tuple[EncoderStack, ...] = ()
+    weight_bytes: int = 0
+    max_positions: int = 0
+
+    @classmethod
+    def of(cls, config: ModelConfig, model: ModelInfo) -> Encoders:
+        """None of a model that encodes nothing. Raises ValueError for an encoder whose cost is not known."""
+        if model.encoding is None or model.encoding.max_images is not None:
+            return cls()
+        model_type = model.config["model_type"]
+        if model_type not in _STACKS:
+            raise ValueError(
+                f"model {model.name!r} cannot be simulated: what an encoder of model_type {model_type!r} costs is not known; it is "
+                f"of {', '.join(_STACKS)}"
+            )
+        from ..models.encoder import encoder_bytes  # seconds to import, and needed for few models
+        from ..models.library import library_config
+
+        found = library_config(config, model.folder, model_type)
+        return cls((_STACKS[model_type](found),), encoder_bytes(config, model), model.encoding.max_tokens)
+
+    def activation_bytes(self, element: int) -> int:
+        """Estimate of what the longest item holds at once beside weights. element: bytes of a number."""
+        return self.max_positions * element * max((stack.activation_elements() for stack in self.stacks), default=0)
+
+
+NO_ENCODERS = Encoders()
+
+
+def _of_t5(found: Any) -> EncoderStack:
+    sizes = found.d_model, found.d_ff, found.num_layers, found.num_heads, found.d_kv
+    return EncoderStack(*sizes, gated=found.is_gated_act, norm="rms")
+
+
+def _of_bart(found: Any, before: tuple[Product, ...] = ()) -> EncoderStack:
+    heads = found.encoder_attention_heads
+    return EncoderStack(found.d_model, found.encoder_ffn_dim, found.encoder_layers, heads, found.d_model // heads, before=before)
+
+
+def _of_whisper(found: Any) -> EncoderStack:
+    """Two convolutions of width 3 over frames of sound, the second of which takes every other step."""
+    return _of_bart(found, (Product(3 * found.num_mel_bins, found.d_model, 2.0), Product(3 * found.d_model, found.d_model)))
+
+
+_STACKS: Mapping[str, Callable[[Any], EncoderStack]] = {"t5": _of_t5, "bart": _of_bart, "whisper": _of_whisper}
