@@ -1778,12 +1778,6 @@ MUTANTS = [
         "hash((before, tuple(part), said))",
         "hash((before, start))",
     ),
-    Mutant(
-        "the mirror takes any token for settled",
-        _CANVAS_MIRROR,
-        'token in canvas.offered.get(place, ()), f"no pass found token {place}"\n                row.tokens',
-        "True\n                row.tokens",
-    ),
     Mutant("simulated canvases see only what is before", _CALLS, "a.causal and a.diffusion is None", "a.causal"),
     Mutant("simulated passes gather no log-probabilities", _CALLS, '(*drawn_by, "gather_logprobs")', "drawn_by"),
     Mutant("simulated canvases stand in one row", _ATTENTION_ROWS, "np.diff(ends, prepend=0))", "np.diff(ends * 0, prepend=0))"),

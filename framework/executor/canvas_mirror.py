@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from ..engine.kv_cache.spec import PagedKV
 from ..engine.step import StepInput, StepOutput
 from .mirror import Mirror, MirroredRow
 from .pseudo import PassPlan, pseudo_tokens
@@ -91,13 +90,12 @@ class CanvasMirror(Mirror):
         return found
 
     def _write_places(self, row: MirroredRow, first: int, end: int, written: set[tuple[int, int]]) -> None:
-        for group, spec in enumerate(self._groups):
-            if isinstance(spec.spec, PagedKV):
-                for position in range(first, end):
-                    block, offset = self._place(row, group, position)
-                    assert (block, offset) not in written, f"two rows write block {block}"
-                    written.add((block, offset))
-                    self._contents[block][offset] = group, row.chain[position]
+        for group in self._own:
+            for position in range(first, end):
+                block, offset = self._place(row, group, position)
+                assert (block, offset) not in written, f"two rows write block {block}"
+                written.add((block, offset))
+                self._contents[block][offset] = group, row.chain[position]
 
     def _pass(self, seat: int, row: MirroredRow, behind: list[int], found: StepOutput) -> None:
         """Appends what a pass finds for the places ``behind`` the known tokens: functions of all that they see."""
