@@ -1198,7 +1198,9 @@ MUTANTS = [
     Mutant("what a failed step was to forget stays", _ENCODER_CACHE, "[*step.forgotten, *(image", "[*(image"),
     Mutant("failed steps encoded their images", _SCHEDULER, "self.images.lose(scheduled.step_input)", "pass"),
     Mutant("positions of an image stay with its seat", _IMAGE_ROWS, "self.deltas[seat] = 0", "pass"),
-    Mutant("a lost device is a broken image", _IMAGE_ROWS, "not self._is_alone or is_device_loss(error)", "not self._is_alone"),
+    Mutant(
+        "a lost device is a broken image", _IMAGE_EMBEDDINGS, "not self._is_alone or is_device_loss(error)", "not self._is_alone"
+    ),
     Mutant("a lost device is a broken prompt", _ENCODER_RUNNER, "if is_device_loss(error):", "if False:"),
     Mutant("decoders are scored without their encoder", _QUALITY, "if model.encoding is not None and", "if False and"),
     Mutant(
@@ -1912,12 +1914,7 @@ MUTANTS = [
     Mutant("padding of tiles is seen", _IMAGE_ENCODER, "[0, 0, :tiles]", "[0, 0]"),
     Mutant("keys of images have no norm", _ATTENTION, "k = self.k_norm(k)", "pass"),
     Mutant("gates are open", _BINDER, "self.weights.weight(parts[name]).tanh()", "self.weights.weight(parts[name])"),
-    Mutant(
-        "no prompt has a token without a logit",
-        _ENGINE,
-        "placeholder, encoder_input = prompts.token_id,",
-        "placeholder, encoder_input = None,",
-    ),
+    Mutant("no prompt has a token without a logit", _INPUTS, "prompts is None or prompts.views is None else", "True else"),
     Mutant("tokens without a logit are penalized", _PENALTIES, "[token for token in prompt if token < self._vocab_size]", "prompt"),
     Mutant("images that layers attend to are not counted", _SCHEDULER, "self.images.attend(attended)", "pass"),
     Mutant("what was said before follows the start", _ENCODING, "{first, self.speech.previous}", "{first}"),

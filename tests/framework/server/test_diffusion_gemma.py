@@ -18,6 +18,7 @@ from ..multimodal.test_serving import url
 from .servers import HTTPServer, engine_config, serving
 from .test_images import message, part
 
+TOOLS = [{"type": "function", "function": {"name": "f"}}]
 TEMPLATE = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
 MESSAGES: Any = [{"role": "user", "content": "def read(path):"}]
 Served = tuple[HTTPServer, LLM, AsyncEngine]
@@ -55,8 +56,8 @@ def test_conversations(served: Served) -> None:
             stop = expected[start : start + 3]
             told = ask(**given, stop=[stop]).choices[0]
             assert (told.message.content, told.finish_reason) == (expected[: expected.index(stop)], "stop")
-        drawn = ask(**given, n=3)
-        assert [choice.message.content for choice in drawn.choices] == [each.text for each in offline(llm, n=3).outputs]
+        drawn, wanted = ask(**{**given, "temperature": 0.7}, n=3), offline(llm, n=3, temperature=0.7).outputs
+        assert [choice.message.content for choice in drawn.choices] == [each.text for each in wanted]
 
 
 @pytest.mark.parametrize(
@@ -72,9 +73,13 @@ def test_conversations(served: Served) -> None:
         ({"prompt_logprobs": 1}, "prompt_logprobs", "block diffusion"),
         ({"use_beam_search": True, "n": 2}, None, "beam search cannot work"),
         ({"logit_bias": {"5000": 1}}, "logit_bias", "5000"),
-        ({"logprobs": True, "top_logprobs": 99}, "top_logprobs", "99"),
-        ({"max_tokens": 10_000}, None, "max_model_len"),
-        ({"tools": [{"type": "function", "function": {"name": "f"}}], "tool_choice": "required"}, "tool_choice", "tool"),
+        ({"logprobs": True, "top_logprobs": 99}, "logprobs", "99"),
+        ({"max_tokens": 10_000}, None, "maximum context length is 128"),
+        (
+            {"tools": [{"type": "function", "function": {"name": "f"}}], "tool_choice": "required"},
+            "structured_outputs",
+            "block diffusion",
+        ),
     ],
     ids=lambda given: ", ".join(given) if isinstance(given, dict) else "",
 )
@@ -106,11 +111,12 @@ def test_what_a_request_may_ask_for(served: Served) -> None:
 def test_streams_of_an_engine_beside_each_other(served: Served) -> None:
     _, llm, engine = served
     seeds = [3, 4, 5]
-    expected = [offline(llm, seed=seed).outputs[0].token_ids for seed in seeds]
+    params = {seed: SamplingParams(temperature=0, seed=seed, max_tokens=20, ignore_eos=True) for seed in seeds}
+    text = MESSAGES[0]["content"]
+    expected = [llm.generate(text, params[seed], use_tqdm=False)[0].outputs[0].token_ids for seed in seeds]
 
     async def whole(seed: int) -> list[int]:
-        params = SamplingParams(temperature=0, seed=seed, max_tokens=20, ignore_eos=True)
-        async for output in engine.generate(MESSAGES[0]["content"], params, str(seed)):
+        async for output in engine.generate(text, params[seed], str(seed)):
             found = output.outputs[0].token_ids
         return found
 
