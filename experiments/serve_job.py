@@ -32,7 +32,7 @@ from framework.study.probed import probe
 from framework.study.report import format_metrics, format_plan
 from framework.study.served import Served, attempt, first_columns
 from framework.study.time_shares import TimeShares
-from framework.study.workload import Workload, WorkloadRequest, warmup_workload
+from framework.study.workload import Pictures, Workload, WorkloadRequest, warmup_workload
 
 
 def serve(config: ServeConfig) -> Served:
@@ -55,7 +55,7 @@ def _serve_with_engine(config: ServeConfig) -> Served:
         nominal = engine.executor.nominal_weight_bytes
         start_costs |= {"weight_bytes": held, "nominal_weight_bytes": nominal}
         print(f"weights: {held / 1e6:.2f} MB, {nominal / 1e6:.2f} MB as their format says", flush=True)
-    workload, warmup = _workloads(config, engine.executor.vocab_size, engine.inputs)
+    workload, warmup = _workloads(config, engine.executor.vocab_size, engine.executor.max_model_len, engine.inputs)
     for each in engines:
         load_adapters(each, config)
         run_workload([each], warmup)
@@ -84,7 +84,7 @@ def _serve_with_processes(config: ServeConfig) -> Served:
         start_costs = {"load_s": time.perf_counter() - start, "kv_bytes_per_token_layer": token_bytes(info.groups)}
         if info.weight_bytes:
             start_costs["weight_bytes"] = info.weight_bytes * config.parallel.dp
-        workload, warmup = _workloads(config, info.vocab_size, engine.inputs, config.parallel.dp)
+        workload, warmup = _workloads(config, info.vocab_size, info.max_model_len, engine.inputs, config.parallel.dp)
         load_adapters(engine, config)
         run_workload([engine], warmup)
         start = time.perf_counter()
@@ -111,7 +111,7 @@ def _serve_with_library(config: ServeConfig) -> Served:
     library = Library.load(config.engine(), info)
     inputs = input_processor(config.model, info)
     load_s = time.perf_counter() - start
-    workload, warmup = _workloads(config, library.vocab_size, inputs)
+    workload, warmup = _workloads(config, library.vocab_size, library.max_model_len, inputs)
     start = time.perf_counter()
     mode = open_mode(library, config, [*workload, *warmup], inputs.eos_token_ids)
     try:
@@ -127,13 +127,15 @@ def _serve_with_library(config: ServeConfig) -> Served:
 
 
 def _workloads(
-    config: ServeConfig, vocab_size: int, inputs: InputProcessor, num_engines: int = 1
+    config: ServeConfig, vocab_size: int, max_model_len: int, inputs: InputProcessor, num_engines: int = 1
 ) -> tuple[Sequence[WorkloadRequest], list[WorkloadRequest]]:
     """The requests to measure, and those before them that are not: as many for each of engines that share them."""
     if (count := config.workload.decoder_tokens) and inputs.encoding is None:
         raise ValueError(f"workload.decoder_tokens={count} cannot work: {config.model.name!r} has no encoder; leave it out")
     encode = inputs.tokenizer.encode if inputs.tokenizer else None
-    workload: Sequence[WorkloadRequest] = Workload(config.workload, vocab_size, encode)
+    workload: Sequence[WorkloadRequest] = Workload(
+        config.workload, vocab_size, encode, Pictures.of(config.workload, inputs, max_model_len)
+    )
     if not EXECUTORS[config.executor.kind].virtual_clock:
         workload = list(workload)  # while time is measured, none is to be made
     return workload, warmup_workload(config.num_warmup_requests * num_engines, config.seed, vocab_size, encode)

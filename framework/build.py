@@ -26,7 +26,9 @@ from .executor.kinds import EXECUTORS
 from .interpreter import enable_interpreter
 from .models.hub import resolve_model
 from .models.read import ModelInfo, read_model
+from .multimodal.places import ImagePlaces
 from .multimodal.processor import ImagePrompts
+from .multimodal.sized import SizedImages
 from .multimodal.support import images_refusal
 from .settling import (
     settle_block_size,
@@ -83,7 +85,8 @@ def build_engine(config: EngineConfig, clock: Clock | None = None, kernels: Mapp
     model = read_model(config.model)
     config = settle_sharing(config, model)
     config = settle_encoding(config, model)
-    config, model = settle_diffusion(config, model), with_passes(config, model)
+    model = with_passes(config, model)
+    config = settle_diffusion(config, model)
     if model.pooling is not None:
         config = settle_pooling(config, model.pooling)
     inputs = input_processor(config.model, model, config)
@@ -146,8 +149,8 @@ def build_replicas(config: EngineConfig) -> list[Engine]:
     executor: Any = first.executor
     assert EXECUTORS[config.executor.kind].virtual_clock, "others are replicas.Replicas"
     others = [executor.replica(clock, i) for i, clock in enumerate(clocks, 1)]
-    config, inputs, pooling = first.config, first.inputs, first.pooling
-    return [first, *(Engine(config, each, inputs, each.clock, None, _speculation(config, each), pooling) for each in others)]
+    config, inputs, rules = first.config, first.inputs, (first.pooling, first.denoising)
+    return [first, *(Engine(config, each, inputs, each.clock, None, _speculation(config, each), *rules) for each in others)]
 
 
 def replica_configs(config: EngineConfig) -> list[EngineConfig]:
@@ -241,7 +244,7 @@ def input_processor(config: ModelConfig, model: ModelInfo, engine: EngineConfig 
     return InputProcessor(tokenizer, generation, eos, most, images, prompts, refusal, *rules)
 
 
-def _image_prompts(model: ModelInfo, tokenizer: Any, engine: EngineConfig | None) -> tuple[ImagePrompts | None, str]:
+def _image_prompts(model: ModelInfo, tokenizer: Any, engine: EngineConfig | None) -> tuple[ImagePlaces | None, str]:
     """None, and why, where images are not taken."""
     if model.vision is None:
         return None, "the model reads text alone"
@@ -249,13 +252,16 @@ def _image_prompts(model: ModelInfo, tokenizer: Any, engine: EngineConfig | None
         return None, "nothing that runs takes them"
     if (refusal := images_refusal(engine)) is not None:
         return None, refusal
-    if model.folder is None or tokenizer is None:
+    has_device = EXECUTORS[engine.executor.kind].has_device
+    if (model.folder is None and has_device) or (model.folder is not None and tokenizer is None):
         return None, "the model has no folder with a processor and a tokenizer; give one that has (model.name)"
     try:
         most, given, views = engine.model.limit_mm_per_prompt.get("image"), asdict(model.vision), None
         tile, _ = given.pop("tile"), given.pop("max_tiles")
         if model.encoding is not None:
             most, views = model.encoding.max_images, ImageViews(tile, engine.cache.block_size)
+        if model.folder is None:
+            return SizedImages(engine.model, model, views, most), ""
         return ImagePrompts(model.folder, model.config, tokenizer, **given, views=views, most=most), ""
     except ValueError as error:
         return None, str(error)

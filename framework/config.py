@@ -148,8 +148,8 @@ class SchedulerConfig:
                             that the next step is scheduled while one runs
     ageing                  of sjf: output tokens that a second of waiting outweighs; 0 = a long job may wait forever
     ttft_slo_s              of slo: seconds from arrival to first token that it aims at
-    encoder_budget          embeddings of images that a step makes, at most, unless they are those of one image; likewise what the
-                            encoder of an encoder-decoder gives
+    encoder_budget          embeddings of images that a step makes, at most, unless they are those of one image, or of one request
+                            where layers attend to them; likewise what the encoder of an encoder-decoder gives
     encoder_cache           embeddings of images that are kept, for other requests with the same ones
     """
 
@@ -186,6 +186,10 @@ class ExecutorConfig:
     launch_s         time of the host per launch, of a kernel or of a recording of all kernels (see ``GraphConfig``)
     noise            standard deviation of the logarithm of a step's time, seeded by ``seed``; ``MAX_NOISE`` at most
 
+    Of both kinds without a model, where it denoises:
+    passes_per_canvas  mean number of passes that settle a canvas which begins behind whole ones; how sure a model is decides on it.
+                     None = as many as ``diffusion`` (or the model's generation_config.json) lets there be: for every token one
+
     Of both kinds with kernels:
     op_scale         op -> factor on its time. Of the local kind on a CPU: 1 or more, by a busy wait after each call, as long as
                      (factor - 1) times what the call took; ``host`` -> on all that is no call, likewise
@@ -200,6 +204,7 @@ class ExecutorConfig:
     step_overhead_s: float = 100e-6
     launch_s: float = 5e-6
     noise: float = 0.0
+    passes_per_canvas: float | None = None
     op_scale: dict[str, float] = field(default_factory=dict)
     op_delay_s: dict[str, float] = field(default_factory=dict)
 
@@ -359,6 +364,8 @@ class EngineConfig:
             require(0 <= getattr(e, key) < math.inf, f"executor.{key}", getattr(e, key), "0 or more")
         expected = f"from 0 to {MAX_NOISE:g}, with which one step in 22 already takes over 50 times as long, or under 1/50"
         require(0 <= e.noise <= MAX_NOISE, "executor.noise", e.noise, expected)
+        passes = e.passes_per_canvas
+        require(passes is None or 1 <= passes < math.inf, "executor.passes_per_canvas", passes, "1 or more, or null")
         require(self.num_threads >= 0, "num_threads", self.num_threads, "0 (torch's default) or more")
         for key, value, table in (
             ("quant.scheme", self.quant.scheme, QUANT_SCHEMES),
@@ -454,10 +461,13 @@ class EngineConfig:
                 for name, default in vars(type(found)()).items():
                     expected = f"{default} (executor.kind={kind} does not read it; {able} does)"
                     # See _check_probes, and _check_parallel for what all kinds may have.
-                    elsewhere = name in ("kind", "op_scale", "op_delay_s") or (
+                    elsewhere = name in ("kind", "passes_per_canvas", "op_scale", "op_delay_s") or (
                         section == "parallel" and name not in ("tp", "pp", "ep")
                     )
                     require(elsewhere or getattr(found, name) == default, f"{section}.{name}", getattr(found, name), expected)
+        expected = f"null (with executor.kind={kind} the model says how sure it is)"
+        is_read = not EXECUTORS[kind].has_device
+        require(is_read or e.passes_per_canvas is None, "executor.passes_per_canvas", e.passes_per_canvas, expected)
         for name in ("efficiency", "kernel_overhead_s") if e.calibration != "roofline" else ():
             default = getattr(ExecutorConfig, name)
             expected = f"{default} (only executor.calibration=roofline reads it)"

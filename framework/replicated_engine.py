@@ -214,7 +214,7 @@ class ReplicatedEngine:
         if isinstance(params, PoolingParams):
             raise ValueError(generates(self.config.model.name))
         complete = self.inputs.params(params, output_kind)
-        check_tokens(prompt.token_ids, complete, info.vocab_size)
+        check_tokens(prompt.token_ids, complete, info.vocab_size, self.inputs.placeholder)
         self._limits.longest_total(num_tokens, complete.max_tokens)
         if complete.seed is None:
             complete.seed = request_seed(self.config.seed, self._num_added)

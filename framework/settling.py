@@ -9,6 +9,7 @@ from .config import CALIBRATED_SCHEMES, ROUNDED_SCHEMES, EngineConfig, QuantConf
 from .config_checks import require
 from .engine.diffusion import DiffusionConfig
 from .executor.kinds import EXECUTORS
+from .executor.pseudo import possible_passes
 from .models.hub import resolve_model
 from .models.pooling.settings import Pooling
 from .models.read import ModelInfo
@@ -85,19 +86,21 @@ def settle_diffusion(config: EngineConfig, model: ModelInfo) -> EngineConfig:
         for field, default in vars(DiffusionConfig()).items():
             if (found := getattr(config.diffusion, field)) != default:
                 raise ValueError(f"diffusion.{field}={found} cannot work: {name!r} generates token by token; leave it out")
+        passes = config.executor.passes_per_canvas
+        require(passes is None, "executor.passes_per_canvas", passes, f"left out: {name!r} generates token by token")
         return config
     cache, scheduler, parallel, method = config.cache, config.scheduler, config.parallel, config.speculative_config.method
     refused = {
         f"speculative_config.method={method}": method is not None,
         "lora.enabled=true": config.lora.enabled,
         f"parallel.tp={parallel.tp}, pp={parallel.pp}, ep={parallel.ep}": parallel.num_ranks > 1,
-        f"executor.kind={config.executor.kind}": config.executor.kind != "local",
+        f"executor.kind={config.executor.kind}": EXECUTORS[config.executor.kind].has_workers,
         f"scheduler.in_flight_steps={scheduler.in_flight_steps}": scheduler.in_flight_steps > 1,
     }
     if wrong := [field for field, is_asked in refused.items() if is_asked]:
         raise ValueError(
-            f"{wrong[0]} cannot work: {name!r} generates by block diffusion, which is served on one device, step by step, by "
-            "executor.kind=local; leave it out"
+            f"{wrong[0]} cannot work: {name!r} generates by block diffusion, which is served on one device, step by step, in one "
+            "process; leave it out"
         )
     size = diffusion.canvas_size
     if scheduler.max_chunk < size:
@@ -105,6 +108,14 @@ def settle_diffusion(config: EngineConfig, model: ModelInfo) -> EngineConfig:
             f"scheduler.max_num_batched_tokens={scheduler.max_num_batched_tokens} (max_chunk_tokens={scheduler.max_chunk_tokens}) "
             f"cannot work: {name!r} denoises {size} tokens of a request at a time; set {size} or more"
         )
+    if (passes := config.executor.passes_per_canvas) is not None:
+        least, most = possible_passes(diffusion, config.diffusion)
+        expected = (
+            f"from {least} to {most}, between which diffusion.threshold and max_passes leave it"
+            if least < most
+            else (f"left out: diffusion.threshold and max_passes leave {most}, whatever the model says")
+        )
+        require(least <= passes <= most and least < most, "executor.passes_per_canvas", passes, expected)
     why = None
     if diffusion.redraws is not None:
         default = DiffusionConfig().threshold

@@ -28,6 +28,11 @@ _IMAGES = "framework/engine/images.py"
 _ENCODER_CACHE = "framework/multimodal/encoder_cache.py"
 _ITEMS = "framework/multimodal/items.py"
 _IMAGE_PROMPTS = "framework/multimodal/processor.py"
+_IMAGE_PLACES = "framework/multimodal/places.py"
+_IMAGE_MIRROR = "framework/executor/mirror.py"
+_SIZED_FILE = "framework/multimodal/sized.py"
+_TOWERS_FILE = "framework/executor/towers.py"
+_PICTURES_FILE = "framework/study/workload/pictures.py"
 _IMAGE_ROWS = "framework/worker/images.py"
 _TOWER = "framework/models/tower.py"
 _PHI3_TOWER = "framework/models/phi3_tower.py"
@@ -119,10 +124,16 @@ _ENCODING = "framework/engine/encoding.py"
 _ENCODED_ROWS = "framework/worker/encoded_rows.py"
 _ENCODER_RUNNER = "framework/worker/encoding.py"
 _IMAGE_ENCODER = "framework/models/image_encoder.py"
+_IMAGE_EMBEDDINGS = "framework/worker/image_embeddings.py"
 _SPEECH = "framework/engine/speech.py"
 _SOUND = "framework/engine/sound.py"
 _LOCAL_EXECUTOR = "framework/worker/local_executor.py"
 _DENOISING = "framework/engine/diffusion.py"
+_RUN_AHEAD = "framework/engine/run_ahead.py"
+_ATTENTION_ROWS = "framework/engine/attention_rows.py"
+_PSEUDO = "framework/executor/pseudo.py"
+_CANVAS_MIRROR = "framework/executor/canvas_mirror.py"
+_CALLS = "framework/executor/calls.py"
 _DIFFUSION = "framework/models/families/diffusion.py"
 _REDRAWING = "framework/engine/redrawing.py"
 _CANVASES = "framework/worker/canvases.py"
@@ -183,6 +194,7 @@ _QUANTIZATION_TESTS = ["tests/framework/models/quantization", "tests/framework/m
 _CONFIG_TESTS = ["tests/models/test_configs.py"]
 _CALIBRATION_TESTS = ["tests/framework/executor/test_calibration.py"]
 _SIMULATED_TESTS = [
+    "tests/framework/multimodal/test_without_device.py",
     *(f"tests/framework/executor/test_{name}.py" for name in ("parallel", "device_memory", "simulated", "speculation")),
     "tests/framework/study/test_replicas.py",
 ]
@@ -217,10 +229,12 @@ _COGVLM_TESTS = ["tests/framework/multimodal/test_cogvlm.py"]
 _PHI3_TESTS = ["tests/framework/multimodal/test_phi3_v.py"]
 _STATE_TESTS = ["tests/framework/worker/test_states.py"]
 _DIFFUSION_TESTS = ["tests/models/test_block_diffusion.py"]
+_CANVAS_TESTS = ["tests/framework/executor/test_canvases.py", "tests/framework/engine/test_canvases.py"]
 _REDRAWING_TESTS = ["tests/models/test_diffusion_gemma.py"]
 _LORA_EXACTNESS = "tests/test_lora_exactness.py"
 _ENCODING_TESTS = "tests/models/test_encoder_decoders.py"
 _MLLAMA_TESTS = "tests/framework/multimodal/test_mllama.py"
+_FAILING_STEPS = "tests/framework/worker/test_failing_steps.py"
 _SOUND_TESTS = "tests/framework/server/test_transcriptions.py"
 
 TESTS: dict[str, list[str]] = {
@@ -231,12 +245,15 @@ TESTS: dict[str, list[str]] = {
     _POOLING_LOAD: _POOLING_TESTS,
     _POOLING_READ: _POOLING_TESTS,
     **dict.fromkeys((_POOLING_SETTINGS, _POOLING_FILES, _TOWER_EXECUTOR), _POOLING_TESTS),
+    _IMAGE_EMBEDDINGS: ["tests/framework/multimodal/test_serving.py", _MLLAMA_TESTS],
     _IMAGES: [*_POOLING_TESTS, "tests/framework/multimodal/test_serving.py"],
-    **dict.fromkeys((_ENCODER_CACHE, _ITEMS, _IMAGE_PROMPTS, _IMAGE_ROWS, _ANGLES), _IMAGE_TESTS),
+    **dict.fromkeys((_ITEMS, _IMAGE_PROMPTS, _IMAGE_PLACES, _ANGLES), _IMAGE_TESTS),
+    **{key: [*_IMAGE_TESTS, _FAILING_STEPS] for key in (_ENCODER_CACHE, _IMAGE_ROWS)},
     **dict.fromkeys(
         (_IMAGE_PIPELINE, *(f"{_IMAGE_GENERATION}{name}.py" for name in ("index", "attention", "load"))), _PIPELINE_TESTS
     ),
-    **{key: [_MLLAMA_TESTS] for key in (_ENCODED_ROWS, _ENCODER_RUNNER, _IMAGE_ENCODER, _BINDER)},
+    **{key: [_MLLAMA_TESTS] for key in (_ENCODED_ROWS, _IMAGE_ENCODER, _BINDER)},
+    _ENCODER_RUNNER: [_MLLAMA_TESTS, _FAILING_STEPS],
     **dict.fromkeys((_TOWER, _TILES), _INTERNVL_TESTS),
     **dict.fromkeys((_PHI3_TOWER, _CROPS), _PHI3_TESTS),
     **dict.fromkeys((_SQUARES, _COGVLM_TOWER, _VISUAL_EXPERTS, _MODEL_LOAD), _COGVLM_TESTS),
@@ -247,7 +264,14 @@ TESTS: dict[str, list[str]] = {
     _SHAPE: ["tests/framework/executor/test_kv_blocks.py"],
     _LIBRARY_MODEL: ["tests/framework/models/test_transformers_backend.py"],
     _ENCODERS: _POOLING_TESTS,
-    _SCHEDULER: [*_ENGINE_TESTS, *_TOKEN_TESTS, *_DRAFT_TESTS, _MLLAMA_TESTS],
+    _SCHEDULER: [
+        *_ENGINE_TESTS,
+        *_TOKEN_TESTS,
+        *_DRAFT_TESTS,
+        _MLLAMA_TESTS,
+        "tests/framework/multimodal/test_serving.py",
+        _FAILING_STEPS,
+    ],
     _DEPTH: ["tests/framework/speculation/test_depth.py"],
     _SPECULATION: ["tests/framework/engine/test_speculation.py", *_ENGINE_TESTS, *_DRAFT_TESTS],
     _SCHEDULED: _ENGINE_TESTS,
@@ -262,9 +286,10 @@ TESTS: dict[str, list[str]] = {
     _ROWS: [*_LORA_TESTS, *_TOKEN_TESTS, *_DRAFT_TESTS, "tests/distributed/test_tokens.py"],
     **{file: [*_TOKEN_TESTS, *_DRAFT_TESTS] for file in (_SAMPLER, _SEAT_PARAMS)},
     _PENALTIES: ["tests/framework/worker/test_bad_words.py", *_TOKEN_TESTS, *_DRAFT_TESTS, _ENCODING_TESTS, _MLLAMA_TESTS],
-    _CACHE_MEMORY: _STATE_TESTS,
+    _CACHE_MEMORY: [*_STATE_TESTS, *_CANVAS_TESTS],
+    **dict.fromkeys((_RUN_AHEAD, _ATTENTION_ROWS, _PSEUDO, _CANVAS_MIRROR, _CALLS), _CANVAS_TESTS),
     **{key: [_SOUND_TESTS, _MLLAMA_TESTS] for key in (_ENCODING, _SPEECH, _SOUND)},
-    _LOCAL_EXECUTOR: [_ENCODING_TESTS],
+    _LOCAL_EXECUTOR: [_ENCODING_TESTS, _MLLAMA_TESTS],
     **dict.fromkeys((_DENOISING, _DIFFUSION), _DIFFUSION_TESTS),
     _MIXERS: ["tests/models/test_families.py::test_logits[None-qwen3-next]"],
     _ATTENTION: ["tests/models/test_families.py::test_logits[None-qwen3-next]", _MLLAMA_TESTS],
@@ -329,13 +354,18 @@ TESTS: dict[str, list[str]] = {
     _PLAN: ["tests/framework/models/quantization/test_on_load.py"],
     _GPTQ_SEARCH: ["tests/framework/quantize/test_gptq.py"],
     _QUALITY: ["tests/framework/worker/test_teacher_forcing.py"],
+    _IMAGE_MIRROR: ["tests/framework/multimodal/test_without_device.py"],
+    _SIZED_FILE: ["tests/framework/multimodal/test_sized.py"],
+    _TOWERS_FILE: ["tests/framework/executor/test_towers.py"],
+    _PICTURES_FILE: ["tests/experiments/test_image_workloads.py"],
     **dict.fromkeys((_TIMERS, _SIMULATED, _SIMULATED_DEVICE, _RANKS), _SIMULATED_TESTS),
     **dict.fromkeys((_CALIBRATION, _OPERATORS, _OPERATOR_MODEL, _PHYSICS, _KRIGING), _CALIBRATION_TESTS),
     _FITTING: ["tests/framework/study/test_calibration_fits.py"],
     **dict.fromkeys((_METRICS, _RECORDS), _METRICS_TESTS),
     **dict.fromkeys((_STATISTICS, _COMPARISON), _COMPARISON_TESTS),
     _ROUTER: ["tests/framework/engine/test_router.py"],
-    **dict.fromkeys((_REPLICAS, _BUILD), _REPLICA_TESTS),
+    _REPLICAS: _REPLICA_TESTS,
+    _BUILD: [*_REPLICA_TESTS, *_CANVAS_TESTS],
     _FRONT: [*_REPLICA_TESTS, "tests/framework/test_data_parallel.py"],
     _POLICIES: ["tests/framework/engine/test_policies.py"],
     **dict.fromkeys((_ENGINE_METRICS, _PROMETHEUS), _RECORDER_TESTS),
@@ -1162,12 +1192,34 @@ MUTANTS = [
     Mutant("colors are guessed", _IMAGES, ', input_data_format="channels_last"', ""),
     Mutant("any embeddings go first", _ENCODER_CACHE, "self._kept.move_to_end(image.key)", "pass"),
     Mutant("halves of images are forgotten", _ENCODER_CACHE, " and not self._holders.get(key)]", "]"),
-    Mutant("a step encodes whatever it meets", _ENCODER_CACHE, "image.count > self._left < self._budget or ", ""),
+    Mutant(
+        "a step encodes whatever it meets", _ENCODER_CACHE, "self._chunked and image.count > self._left < self._budget", "False"
+    ),
+    Mutant("what a failed step was to forget stays", _ENCODER_CACHE, "[*step.forgotten, *(image", "[*(image"),
+    Mutant("failed steps encoded their images", _SCHEDULER, "self.images.lose(scheduled.step_input)", "pass"),
+    Mutant("positions of an image stay with its seat", _IMAGE_ROWS, "self.deltas[seat] = 0", "pass"),
+    Mutant("a lost device is a broken image", _IMAGE_ROWS, "not self._is_alone or is_device_loss(error)", "not self._is_alone"),
+    Mutant("a lost device is a broken prompt", _ENCODER_RUNNER, "if is_device_loss(error):", "if False:"),
+    Mutant("decoders are scored without their encoder", _QUALITY, "if model.encoding is not None and", "if False and"),
+    Mutant(
+        "whole prompts encode what the budget leaves",
+        _ENCODER_CACHE,
+        "if sum(new.values()) > self._left < self._budget:",
+        "if False:",
+    ),
+    Mutant("the budget cuts whole prompts", _ENCODER_CACHE, "is_too_much = self._chunked and ", "is_too_much = "),
+    Mutant("whole prompts have any number of images", _ENCODER_CACHE, "if not self._chunked and (total", "if False and (total"),
+    Mutant("images of who waits are held", _SCHEDULER, "is not None and (chunked or count == missing)", "is not None"),
     Mutant("chunks end within images", _ENCODER_CACHE, "(self._whole and end < image.end) or ", ""),
     Mutant("text goes on behind the shorter side", _ITEMS, "position += max(image.grid)", "position += min(image.grid)"),
     Mutant("users spell placeholders", _IMAGE_PROMPTS, "found[0][0] + BREAK + found[0][1:]", "found[0]"),
     Mutant("every image is a hit", _ENCODER_CACHE, "self.num_hits += is_kept", "self.num_hits += 1"),
-    Mutant("one image more than the limit", _IMAGE_PROMPTS, "count > self._most:", "count > self._most + 1:"),
+    Mutant("what passes by stays", _ENCODER_CACHE, "self._forgotten, list(self._passing)", "self._forgotten, []"),
+    Mutant("attended images of any number", _ENCODER_CACHE, "sum(missing.values()) <= self._left or", "True or"),
+    Mutant("attended images go first", _ENCODER_CACHE, "elif image.key not in self._passing:", "elif not is_there:"),
+    Mutant("attended images are encoded anew", _IMAGE_EMBEDDINGS, "if image.key not in self._kept and image", "if image"),
+    Mutant("embeddings without room", _LOCAL_EXECUTOR, "None:\n            return 0\n", "None or True:\n            return 0\n"),
+    Mutant("one image more than the limit", _IMAGE_PLACES, "count > self._most:", "count > self._most + 1:"),
     Mutant("images go by any number", _IMAGE_PROMPTS, "if found != (expected", "if not found and found != (expected"),
     Mutant("keys ask queries", _TOWER, 'zip("qkv", tensor', 'zip("kqv", tensor'),
     Mutant("tiles with the colors of another tower", _TILES, "image_mean=_MEAN, image_std=_STD, ", ""),
@@ -1184,7 +1236,12 @@ MUTANTS = [
     ),
     Mutant("a step of an image alone", _VISUAL_EXPERTS, "if not len(tokens.language):", "if len(tokens.language):"),
     Mutant("adapters beside visual experts", _MODEL_LOAD, "info.vision is not None and info.vision.experts:", "False:"),
-    Mutant("two images for one", _IMAGE_PROMPTS, "if self._is_single and count > 1:", "if False:"),
+    Mutant("what is forgotten is there all the same", _IMAGE_MIRROR, "self._embeddings.pop(name, None)", "pass"),
+    Mutant("a tower takes no time", _SIMULATED, "[self._tower.item(image) for image in step.images]", "[]"),
+    Mutant("windows see everything", _TOWERS_FILE, "min(side, end - i)", "side"),
+    Mutant("a thumbnail is left out", _SIZED_FILE, "        count += count > 1\n", ""),
+    Mutant("images repeat as one", _PICTURES_FILE, "self._known[name] = self._sized(name)", "self._known[name] = self._sized(0)"),
+    Mutant("two images for one", _IMAGE_PLACES, "if self._is_single and count > 1:", "if False:"),
     Mutant("texts begin behind images", _IMAGE_PROMPTS, "self._encode if self._model_type == COGVLM else encode", "encode"),
     Mutant(
         "placeholders that are spelled stay broken",
@@ -1195,15 +1252,15 @@ MUTANTS = [
     Mutant("squares are made in straight lines", _SQUARES, "Resampling.BICUBIC", "Resampling.BILINEAR"),
     Mutant("what is above 255 is white", _IMAGES, 'if image.mode.startswith("I;16"):', "if False:"),
     Mutant("numbers are colors", _IMAGES, 'if image.mode in ("I", "F"):', "if False:"),
-    Mutant("a tower that fails ends all requests", _IMAGE_ROWS, "if not self._is_alone:", "if True:"),
+    Mutant("a tower that fails ends all requests", _IMAGE_EMBEDDINGS, "if not self._is_alone or", "if True or"),
     Mutant(
         "images without embeddings are seen",
         _IMAGE_ROWS,
         "_, start, end in self._encoded(rows)",
         "_, start, end in self._overlaps(rows)",
     ),
-    Mutant("embeddings of another number", _IMAGE_ROWS, "if len(found) != image.count:", "if False:"),
-    Mutant("a tower that failed is not asked again", _IMAGE_ROWS, "        self._errors.clear()\n", ""),
+    Mutant("embeddings of another number", _IMAGE_EMBEDDINGS, "if len(found) != image.count:", "if False:"),
+    Mutant("a tower that failed is not asked again", _IMAGE_EMBEDDINGS, "        self._errors.clear()\n", ""),
     Mutant("sites are public", f"{_SERVER}image_urls.py", "found.is_site_local)", "False)"),
     Mutant("white is below the image", _CROPS, "(0, (rows * SIDE - height) // 2)", "(0, 0)"),
     Mutant("images of a size are one", _IMAGE_PROMPTS, " + np.ascontiguousarray(value).tobytes()", ""),
@@ -1674,19 +1731,63 @@ MUTANTS = [
     Mutant("a request's first tokens find the states of who was there", _BATCHES, "rows.first == 0)", "rows.first < 0)"),
     Mutant("states of padding are somebody's", _GRAPHS, ".masked_fill_(row_seats == padding_seat, -1)", ".clamp_max_(size - 1)"),
     Mutant("states are beside what memory there is", _CACHE_MEMORY, "(available - states) // each", "available // each"),
-    Mutant("the least sure tokens are settled", _DENOISING, "-logprobs[index].logprob)", "logprobs[index].logprob)"),
-    Mutant("a threshold is no more than a wish", _DENOISING, " or logprobs[index].logprob > self._threshold", ""),
+    Mutant("the least sure tokens are settled", _DENOISING, "key=confidences.__getitem__)", "key=lambda i: -confidences[i])"),
+    Mutant("a threshold is no more than a wish", _DENOISING, "if len(sure) < self._least:", "if True:"),
     Mutant(
         "a pass settles one token at least, whatever is asked",
         _DENOISING,
-        "-(-canvas_size // (config.max_passes or canvas_size))",
+        "-(-canvas_size // (self.max_passes or canvas_size))",
         "1",
     ),
-    Mutant("a token at the threshold is settled", _DENOISING, "logprob > self._threshold", "logprob >= self._threshold"),
-    Mutant("of equals the last is settled", _DENOISING, "-logprobs[index].logprob)", "(-logprobs[index].logprob, -index))"),
-    Mutant("settled tokens are masks again", _DENOISING, "if place in settled else self._mask", "if False else self._mask"),
-    Mutant("what is settled settles again", _DENOISING, "if start + index not in settled]", "]"),
-    Mutant("tokens of no number are output", _DENOISING, "found[index] == FAILED_ROW", "found[index] == -7"),
+    Mutant("a token at the threshold is settled", _DENOISING, "] > self._threshold]", "] >= self._threshold]"),
+    Mutant("of equals the last is settled", _DENOISING, "nlargest(self._least, masked,", "nlargest(self._least, masked[::-1],"),
+    Mutant(
+        "settled tokens are masks again",
+        _DENOISING,
+        "return known[first:] + request.settled",
+        "return known[first:] + [self._mask] * len(request.settled)",
+    ),
+    Mutant("what is settled settles again", _DENOISING, "enumerate(settled) if token == self._mask]", "enumerate(settled)]"),
+    Mutant("tokens of no number are output", _DENOISING, "tokens[index] == FAILED_ROW", "tokens[index] == -7"),
+    Mutant(
+        "log-probabilities are told from the first place on",
+        _DENOISING,
+        "request.told |= {start + index:",
+        "request.told |= {index:",
+    ),
+    Mutant("steps ahead pass over canvases", _RUN_AHEAD, "        or scheduler.denoising is not None\n", ""),
+    Mutant("replicas generate token by token", _BUILD, "(first.pooling, first.denoising)", "(first.pooling, None)"),
+    Mutant("made-up passes are as many for all", _PSEUDO, "< self._mean - least)", "< -1)"),
+    Mutant(
+        "made-up tokens are settled in the order of their places",
+        _PSEUDO,
+        ".argsort(1).argsort(1)",
+        ".argsort(1) * 0 + np.arange(self.canvas_size)",
+    ),
+    Mutant("a made-up mask is output", _PSEUDO, "return tokens if mask is None else", "return tokens if True else"),
+    Mutant(
+        "a new request goes on with its seat's made-up passes",
+        _PSEUDO,
+        "self._starts[[request.seat for request in new]] = -1",
+        "pass",
+    ),
+    Mutant("the first made-up pass is sure", _PSEUDO, "(nth < self.num_passes(states, starts))", "(nth < 0)"),
+    Mutant(
+        "the mirror lets others read canvases with masks",
+        _CANVAS_MIRROR,
+        "hash((before, tuple(part), said))",
+        "hash((before, start))",
+    ),
+    Mutant("simulated canvases see only what is before", _CALLS, "a.causal and a.diffusion is None", "a.causal"),
+    Mutant("simulated passes gather no log-probabilities", _CALLS, '(*drawn_by, "gather_logprobs")', "drawn_by"),
+    Mutant("simulated canvases stand in one row", _ATTENTION_ROWS, "np.diff(ends, prepend=0))", "np.diff(ends * 0, prepend=0))"),
+    Mutant("the first canvas is a decode", _ATTENTION_ROWS, "& (first > 0)", "& (first >= 0)"),
+    Mutant(
+        "logits of canvases take no memory",
+        _CACHE_MEMORY,
+        "config.scheduler.max_num_seqs * canvas_size",
+        "config.scheduler.max_num_seqs",
+    ),
     Mutant("canvases may be cut", _DENOISING, "return count // self.canvas_size * self.canvas_size", "return count"),
     Mutant(
         "LLaDA2 chooses experts without their bias", _DIFFUSION, '"bias": config["moe_router_enable_expert_bias"]', '"bias": False'
@@ -1818,9 +1919,7 @@ MUTANTS = [
         "placeholder, encoder_input = None,",
     ),
     Mutant("tokens without a logit are penalized", _PENALTIES, "[token for token in prompt if token < self._vocab_size]", "prompt"),
-    Mutant(
-        "images that layers attend to are not counted", _SCHEDULER, "self.images.count(len(request.encoder_input.images))", "pass"
-    ),
+    Mutant("images that layers attend to are not counted", _SCHEDULER, "self.images.attend(attended)", "pass"),
     Mutant("what was said before follows the start", _ENCODING, "{first, self.speech.previous}", "{first}"),
     Mutant("a language is never heard", _SPEECH, "begin[1:2] = [None]", "pass"),
     Mutant("a language stands beside what is forced", _SPEECH, "if known is action is None else ()", ""),

@@ -16,7 +16,7 @@ from framework.models.read import ModelInfo
 from framework.models.transformers_model import library_model
 from framework.study.workload.config import SamplingConfig
 from framework.worker.devices import open_device
-from framework.worker.local_executor import check_weights_fit
+from framework.worker.weight_memory import check_weights_fit
 
 
 @dataclass

@@ -6,7 +6,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,9 +26,11 @@ def compile_for(
     cases: Iterable[str] = (),
     max_cases: int | None = None,
     path: Iterable[Path] = (),
+    done: Callable[[], object] = lambda: None,
 ) -> list[Compilation]:
     """Compiles ``op:impl`` names (or ``op:impl@key:value``) for a target, for all serving cases or those named (at most
-    ``max_cases`` per impl), in a process of its own: it replaces Triton's driver. ``path``: folders that are first on its path."""
+    ``max_cases`` per impl), in a process of its own: it replaces Triton's driver. ``path``: folders that are first on its path;
+    ``done`` is called after each case."""
     from triton_kernels.lab.aot import Compilation
 
     arguments = [target, *kernels, "--dtype", DTYPES[dtype]]
@@ -37,19 +40,35 @@ def compile_for(
     environment = {
         "PYTHONPATH": os.pathsep.join([*(str(p.resolve()) for p in path), *filter(None, [os.environ.get("PYTHONPATH")])])
     }
-    done = run_module("triton_kernels.lab.aot", arguments, environment=environment, capture_output=True)
-    if done.returncode != 0:
-        raise RuntimeError(f"compiling for {target} stopped with exit code {done.returncode}:\n{done.stderr[-4000:]}")
-    return [Compilation.from_dict(json.loads(line)) for line in done.stdout.splitlines()]
+    found = []
+    with tempfile.TemporaryFile("w+") as said:
+        command, variables = _module("triton_kernels.lab.aot", arguments, environment=environment)
+        with subprocess.Popen(command, env=variables, text=True, stdout=subprocess.PIPE, stderr=said) as child:
+            assert child.stdout is not None, "it is a pipe"
+            for line in child.stdout:
+                found.append(Compilation.from_dict(json.loads(line)))
+                done()
+        if child.returncode != 0:
+            said.seek(0)
+            raise RuntimeError(f"compiling for {target} stopped with exit code {child.returncode}:\n{said.read()[-4000:]}")
+    return found
 
 
 def run_module(
     module: str, arguments: Sequence[str], *, interpret: bool = False, environment: Mapping[str, str] | None = None, **options: Any
 ) -> subprocess.CompletedProcess[str]:
     """Runs ``python -m module`` with this checkout on its path; ``options`` are those of ``subprocess.run``."""
+    command, variables = _module(module, arguments, interpret, environment)
+    return subprocess.run(command, env=variables, text=True, **options)
+
+
+def _module(
+    module: str, arguments: Sequence[str], interpret: bool = False, environment: Mapping[str, str] | None = None
+) -> tuple[list[str], dict[str, str]]:
+    """A command, and its environment."""
     variables = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"} | dict(environment or {})
     root = str(Path(__file__).parents[2])
     variables["PYTHONPATH"] = os.pathsep.join([root, *filter(None, [variables.get("PYTHONPATH")])])
     if interpret:
         variables["TRITON_INTERPRET"] = "1"
-    return subprocess.run([sys.executable, "-m", module, *arguments], env=variables, text=True, **options)
+    return [sys.executable, "-m", module, *arguments], variables

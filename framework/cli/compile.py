@@ -5,10 +5,14 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import os
 from collections.abc import Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, astuple, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from tqdm import tqdm
 
 from ..study.results import format_table
 from .bench import add_peers_argument, first_on_path, is_peer, peer_files
@@ -16,6 +20,7 @@ from .child import DTYPES, compile_for
 from .selection import failures, select
 
 if TYPE_CHECKING:
+    from triton_kernels.impl import Impl
     from triton_kernels.lab.aot import Artifact, Compilation
     from triton_kernels.lab.gates import Rule
     from triton_kernels.lab.loop_table import LoopRow
@@ -32,6 +37,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--target", action="append", choices=TARGETS, help="may be repeated (default: all)")
     parser.add_argument("--dtype", choices=DTYPES, default="bf16", help="of activations and weights (default: %(default)s)")
     parser.add_argument("--case", action="append", default=[], help="a serving case by name; may be repeated (default: all)")
+    jobs = "targets that are compiled for at a time (default: %(default)s)"
+    parser.add_argument("--jobs", type=int, default=min(os.cpu_count() or 1, len(TARGETS)), metavar="N", help=jobs)
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the artifacts as JSON")
     parser.add_argument("--table", type=Path, metavar="FILE", help="write the figures of the main loops as CSV")
     parser.add_argument("--plugin", action="append", default=[], help="module or .py file with further kernels")
@@ -56,16 +63,15 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.all == bool(arguments.kernels):
         raise ValueError("name the kernels to compile (OP or OP:IMPL), or give --all")
     selected = select(registry, registry.ops if arguments.all else arguments.kernels, triton_only=True)
+    if arguments.jobs < 1:
+        raise ValueError(f"--jobs {arguments.jobs} cannot work: it must be 1 or more")
     if not selected:
         raise ValueError(f"there is no Triton kernel to compile{failures(registry)}")
     beside = [i for op in dict.fromkeys(i.op for i in selected) for i in registry.impls(op).values() if i.is_triton]
     selected += [i for i in beside if is_peer(i, arguments.peers) and i not in selected]
     peers = {(i.op, i.name) for i in selected if is_peer(i, arguments.peers)}
     rules = load_rules()
-    results: list[Compilation] = []
-    for target in arguments.target or TARGETS:
-        names = [f"{impl.op}:{impl.name}" for impl in selected]
-        results += compile_for(target, names, plugins, arguments.dtype, arguments.case, path=arguments.peers)
+    results = _compile(selected, arguments.target or TARGETS, plugins, arguments)
     if not results:
         raise ValueError(f"none of the kernels has a serving case named {' or '.join(arguments.case)}")
     artifacts = [artifact for result in results for artifact in result.artifacts]
@@ -85,6 +91,26 @@ def _run(arguments: argparse.Namespace) -> int:
             writer.writerow(field.name for field in fields(LoopRow))
             writer.writerows(map(astuple, loops))
     return 1 if broken else 0
+
+
+def _compile(
+    impls: Sequence[Impl], targets: Sequence[str], plugins: Sequence[str], arguments: argparse.Namespace
+) -> list[Compilation]:
+    """In the order of the targets. Shows how far it is."""
+    from triton_kernels.cases.serving import serving_cases
+
+    names, wanted = [f"{impl.op}:{impl.name}" for impl in impls], arguments.case
+    num_cases = sum(not wanted or case.name in wanted for impl in impls for case in serving_cases(impl.op))
+    with tqdm(total=num_cases * len(targets), unit="case") as bar, ThreadPoolExecutor(arguments.jobs) as pool:
+
+        def count() -> None:
+            with bar.get_lock():
+                bar.update()
+
+        def compile_one(target: str) -> list[Compilation]:
+            return compile_for(target, names, plugins, arguments.dtype, wanted, path=arguments.peers, done=count)
+
+        return [result for found in pool.map(compile_one, targets) for result in found]
 
 
 def _kernel_table(artifacts: list[Artifact], rules: Sequence[Rule], peers: Collection[tuple[str, str]]) -> str:

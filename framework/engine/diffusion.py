@@ -10,13 +10,14 @@ Sources: Arriola et al., Block Diffusion, arXiv 2503.09573; Wu et al., Fast-dLLM
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from heapq import nlargest
 from typing import Any
 
 from ..config_checks import require, section_of
 from .request import FAILED_ROW, Request
-from .step import TokenLogprobs
+from .step import StepOutput
 
 
 @dataclass
@@ -37,6 +38,10 @@ class DiffusionConfig:
         """Of a mapping of its fields."""
         return section_of(cls, "diffusion_config", given, "diffusion.")
 
+    def least(self, canvas_size: int) -> int:
+        """Tokens that a pass settles, at least, as long as there are so many."""
+        return -(-canvas_size // (self.max_passes or canvas_size))
+
     def validate(self) -> None:
         """Raises ValueError as ``EngineConfig.validate`` does."""
         require(0 <= self.threshold <= 1, "diffusion.threshold", self.threshold, "a probability, from 0 to 1")
@@ -50,7 +55,7 @@ class Denoising:
     def __init__(self, canvas_size: int, mask_token_id: int, config: DiffusionConfig) -> None:
         self.canvas_size, self._mask = canvas_size, mask_token_id
         self._threshold = math.log(config.threshold) if config.threshold else -math.inf
-        self._least = -(-canvas_size // (config.max_passes or canvas_size))
+        self._least = config.least(canvas_size)
 
     def end(self, num_tokens: int) -> int:
         """The place behind the canvas that the token after so many stands in."""
@@ -62,26 +67,29 @@ class Denoising:
 
     def tokens(self, request: Request, first: int, end: int) -> list[int]:
         """Those of a request at these places, and what stands for those that are not settled."""
-        known, settled = request.token_ids, request.settled
-        found = [known[place] for place in range(first, min(end, len(known)))]
-        later = range(max(first, len(known)), end)
-        return found + [settled[place].token_id if place in settled else self._mask for place in later]
+        known = request.token_ids
+        if end <= len(known):
+            return known[first:end]
+        if not request.settled:
+            request.settled = [self._mask] * (end - len(known))
+        return known[first:] + request.settled
 
-    def settle(
-        self, request: Request, found: Sequence[int], logprobs: Sequence[TokenLogprobs], entropies: Sequence[float] = ()
-    ) -> list[TokenLogprobs]:
-        """Takes what a pass found for the places behind a request's known tokens: a token each, and what the model says of it, or,
-        where it draws canvases anew, of its most probable one, and the entropy. Returns the tokens that are output now, those
-        without a gap; FAILED_ROW alone if a place has none."""
-        start, settled = len(request.token_ids), request.settled
-        masked = [index for index in range(len(found)) if start + index not in settled]
-        if any(found[index] == FAILED_ROW for index in masked):
-            return [TokenLogprobs(FAILED_ROW, math.nan, 0, [], [])]
-        ranked = sorted(masked, key=lambda index: -logprobs[index].logprob)  # stable: of equals the first
-        for rank, index in enumerate(ranked):
-            if rank < self._least or logprobs[index].logprob > self._threshold:
-                settled[start + index] = logprobs[index]
-        new: list[TokenLogprobs] = []
-        while start + len(new) in settled:
-            new.append(settled.pop(start + len(new)))
+    def settle(self, request: Request, output: StepOutput, part: slice) -> list[int]:
+        """Takes what a pass found for the places behind a request's known tokens, ``part`` of what a step returned. Returns the
+        tokens that are output now, those without a gap; FAILED_ROW alone if a place has none. Log-probabilities that the request
+        asked for are in ``Request.told`` then."""
+        settled, tokens, confidences = request.settled, output.token_ids[part], output.confidences[part]
+        masked = [index for index, token in enumerate(settled) if token == self._mask]
+        if FAILED_ROW in tokens and any(tokens[index] == FAILED_ROW for index in masked):
+            return [FAILED_ROW]
+        sure = [index for index in masked if confidences[index] > self._threshold]
+        if len(sure) < self._least:
+            sure = nlargest(self._least, masked, key=confidences.__getitem__)  # of equals the first
+        for index in sure:
+            settled[index] = tokens[index]
+        if request.params.logprobs is not None:
+            start = len(request.token_ids)
+            request.told |= {start + index: output.logprobs[part.start + index] for index in sure}
+        count = settled.index(self._mask) if self._mask in settled else len(settled)
+        new, request.settled = settled[:count], settled[count:]
         return new

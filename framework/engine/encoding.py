@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -28,7 +28,8 @@ class View(NamedTuple):
 class EncoderInput:
     """One request's: ``token_ids``, or ``features`` of sound, float32 [bins, frames], or ``images``. num_tokens: as many vectors
     the encoder gives, whose keys and values the cache holds as long as the request runs; of images with the room between them.
-    views: one of each image, with whose own vectors it ends; that of the last begins at 0. Tokens before the first see nothing."""
+    An image's ``count`` is that of its vectors here, for all of which one placeholder stands. views: one of each image, with whose
+    own vectors it ends; that of the last begins at 0. Tokens before the first see nothing."""
 
     num_tokens: int
     token_ids: list[int] | None = None
@@ -56,15 +57,19 @@ class ImageViews:
             if not sides or image.start != sides[-1][-1].end:
                 sides.append([])
             sides[-1].append(image)
+        counts = {image.start: self._tile * int(image.inputs["aspect_ratio_mask"].sum()) for image in images}
         views, start, num_tokens = [], 0, 0
         for side in (*sides[-1:], *sides[:-1]):
             length = 0
             for image in side:
-                length += self._tile * int(image.inputs["aspect_ratio_mask"].sum())
+                length += counts[image.start]
                 views.append(View(image.start, start, length))
             num_tokens = start + length
             start += -(-length // self._block_size) * self._block_size
-        return EncoderInput(num_tokens, images=tuple(images), views=tuple(sorted(views))) if views else None
+        if not views:
+            return None
+        own = tuple(replace(image, count=counts[image.start]) for image in images)
+        return EncoderInput(num_tokens, images=own, views=tuple(sorted(views)))
 
 
 class EncoderPrompts:

@@ -70,7 +70,7 @@ class Engine(AdapterMethods):
         self.in_flight_steps = config.scheduler.in_flight_steps or executor.in_flight_steps
         if speculation is None and executor.num_drafts:
             speculation = Speculation(ScheduledDepth([[1, 1, executor.num_drafts]]), executor.vocab_size)
-        self._speculation, self.pooling, self._denoising = speculation, pooling, denoising
+        self._speculation, self.pooling, self.denoising = speculation, pooling, denoising
         self._adapters = Adapters(config.lora, cast(HoldsAdapters, executor)) if config.lora.enabled else None
         self.manager, self.scheduler = self._new_books()
         self._recorder = Recorder(executor.max_model_len)
@@ -107,11 +107,10 @@ class Engine(AdapterMethods):
         complete, pooling = self._complete(params, output_kind)
         if complete.seed is None:
             complete.seed = request_seed(self.config.seed, self.num_added)
-        placeholder, encoder_input = None, given.encoder_input
+        encoder_input = given.encoder_input
         if (prompts := self.inputs.image_prompts) is not None and prompts.views is not None:
-            placeholder, encoder_input = prompts.token_id, prompts.views.encoder_input(given.images)
-            given = replace(given, images=())
-        check_tokens(given.token_ids, complete, self.executor.vocab_size, placeholder)
+            encoder_input, given = prompts.views.encoder_input(given.images), replace(given, images=())
+        check_tokens(given.token_ids, complete, self.executor.vocab_size, self.inputs.placeholder)
         self.inputs.check_masks(given.token_ids)
         structured = complete.structured_outputs is not None
         if structured and self._matchers is None:
@@ -142,7 +141,7 @@ class Engine(AdapterMethods):
             request.leader, request.adapter = leader, adapter
             request.images, request.encoder_input = given.images, encoder_input
             group.add(request, self.processor.texts)
-            shares = encoder_input is None and self._denoising is None  # else each has keys and values of its own
+            shares = encoder_input is None and self.denoising is None  # else each has keys and values of its own
             leader = leader or (request if shares else None)
         self.num_added += 1
         self.processor.groups[request_id] = group
@@ -472,7 +471,7 @@ class Engine(AdapterMethods):
         reads = self.inputs.image_prompts
         images = None if reads is None else EncoderCache(scheduling, reads.whole)
         stages = executor.num_stages
-        speculation, adapters, denoising = self._speculation, self._adapters, self._denoising
+        speculation, adapters, denoising = self._speculation, self._adapters, self.denoising
         return manager, Scheduler(scheduling, manager, longest, speculation, stages, pools, adapters, images, denoising)
 
     def _complete(

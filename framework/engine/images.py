@@ -102,14 +102,7 @@ def checked_image(image: Any, still: bool = False) -> Any:
     Image = _pillow()
     if not isinstance(image, Image.Image):
         raise ValueError(f"an image must be a PIL image; found {type(image).__name__}")
-    width, height = image.size
-    most = Image.MAX_IMAGE_PIXELS
-    if not width or not height or (most is not None and width * height > most):
-        raise ValueError(f"an image of {width} x {height} cannot work: it must have from 1 to {most} pixels")
-    if max(width, height) > _LONGEST_SIDES * min(width, height):
-        raise ValueError(
-            f"an image of {width} x {height} cannot work: one side may be {_LONGEST_SIDES} times as long as the other at most"
-        )
+    check_size(*image.size)
     if still and getattr(image, "is_animated", False):
         raise ValueError(f"an image with {image.n_frames} pictures cannot work: this model reads one; give it alone")
     if image.mode in ("I", "F"):
@@ -117,6 +110,17 @@ def checked_image(image: Any, still: bool = False) -> Any:
             f"an image of mode {image.mode!r} cannot work: nothing says which of its numbers are black and white; convert it to RGB"
         )
     return image
+
+
+def check_size(width: int, height: int) -> None:
+    """Raises ValueError for pixels that are too many, or too far from a square. Needs Pillow, which says what is too many."""
+    most = _pillow().MAX_IMAGE_PIXELS
+    if not width or not height or (most is not None and width * height > most):
+        raise ValueError(f"an image of {width} x {height} cannot work: it must have from 1 to {most} pixels")
+    if max(width, height) > _LONGEST_SIDES * min(width, height):
+        raise ValueError(
+            f"an image of {width} x {height} cannot work: one side may be {_LONGEST_SIDES} times as long as the other at most"
+        )
 
 
 def as_rgb(image: Any) -> np.ndarray:

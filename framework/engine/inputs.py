@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
-from ..multimodal.processor import BREAK, ImagePrompts
+from ..multimodal.places import BREAK, ImagePlaces
 from ..sampling_params import MAX_LOGPROBS, RequestOutputKind, SamplingParams, is_integer, is_unicode
 from .encoding import EncoderInput, EncoderPrompts
 from .images import ImageProcessor, image_from_url
@@ -93,7 +93,7 @@ class InputProcessor:
         eos_token_ids: Iterable[int],
         max_logprobs: int | None = MAX_LOGPROBS,
         images: ImageProcessor | None = None,
-        image_prompts: ImagePrompts | None = None,
+        image_prompts: ImagePlaces | None = None,
         no_images: str = "the model reads text alone",
         encoding: EncoderPrompts | None = None,
         denoises: bool = False,
@@ -104,6 +104,12 @@ class InputProcessor:
         self.denoises, self.mask_token_id = denoises, mask_token_id
         self.eos_token_ids = frozenset(eos_token_ids)
         self._never, self._never_first = (_suppressed(generation, name) for name in ("suppress_tokens", "begin_suppress_tokens"))
+
+    @property
+    def placeholder(self) -> int | None:
+        """The token that stands for an image in prompts, where layers attend to images, and has no logit; None: there is none."""
+        prompts = self.image_prompts
+        return None if prompts is None or prompts.views is None else prompts.token_id
 
     def default_params(self) -> SamplingParams:
         """What the generation config recommends, over the defaults of SamplingParams."""
@@ -141,7 +147,10 @@ class InputProcessor:
         self._check_denoises(complete)
         self._complete_stop_tokens(complete)
         if complete.structured_outputs is not None and not complete.all_stop_token_ids:
-            raise ValueError("structured_outputs needs a token that ends the output, and this model has none: give stop_token_ids")
+            raise ValueError(
+                "SamplingParams: structured_outputs needs a token that ends the output, and this model has none: "
+                "give stop_token_ids"
+            )
         if self.tokenizer is None:
             self._without_text(complete)
         if complete.bad_words_token_ids is None:  # done already where they come from another process

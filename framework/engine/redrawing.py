@@ -10,16 +10,14 @@ Sources: Ben-Hamu et al., EB-Sampler, arXiv 2505.24857 (the bound); Chen et al.,
 
 from __future__ import annotations
 
-import math
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from .diffusion import Denoising
 from .request import FAILED_ROW, Canvas, Request
-from .step import TokenLogprobs
+from .step import StepOutput
 
 _SEED_BITS = 2**64 - 1
 
@@ -69,24 +67,26 @@ class Redrawing(Denoising):
             request.canvas = Canvas(self._random(request, 0), deque(maxlen=self._redraws.num_stable))
         return known[first:] + request.canvas.tokens
 
-    def settle(
-        self, request: Request, found: Sequence[int], logprobs: Sequence[TokenLogprobs], entropies: Sequence[float] = ()
-    ) -> list[TokenLogprobs]:
+    def settle(self, request: Request, output: StepOutput, part: slice) -> list[int]:
+        found, best = output.token_ids[part], output.best[part]
         if FAILED_ROW in found:
-            return [TokenLogprobs(FAILED_ROW, math.nan, 0, [], [])]
+            return [FAILED_ROW]
         if (canvas := request.canvas) is None:  # it was lost since
             return []
         canvas.num_passes += 1
-        best, entropy = [entry.token_id for entry in logprobs], np.array(entropies, dtype=np.float32)
+        entropy = np.array(output.entropies[part], dtype=np.float32)
         is_stable = len(canvas.best) == self._redraws.num_stable and all(before == best for before in canvas.best)
         canvas.best.append(best)
         if canvas.num_passes == self._redraws.max_passes or (is_stable and entropy.mean() < np.float32(self._redraws.mean_entropy)):
             request.canvas = None
-            return list(logprobs)
+            if request.params.logprobs is not None:
+                start = len(request.token_ids) - part.start
+                request.told = {start + index: output.logprobs[index] for index in range(part.start, part.stop)}
+            return best
         surest = np.argsort(entropy, kind="stable")
         sums = np.cumsum(entropy[surest], dtype=np.float64).astype(np.float32)
         canvas.tokens = self._random(request, canvas.num_passes)
-        for place in surest[sums - entropy[surest] <= np.float32(self._redraws.entropy_bound)]:
+        for place in surest[sums - entropy[surest] <= np.float32(self._redraws.entropy_bound)].tolist():
             canvas.tokens[place] = found[place]
         return []
 

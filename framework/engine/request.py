@@ -72,7 +72,9 @@ class Request:
     adapter         an ``adapter_slots.Adapter`` that it is served with; None: the model as it is
     images          in its prompt, in order
     encoder_input   what an encoder reads of it; None: there is none
-    settled         of a model of block diffusion: what stands behind token_ids, with masks between, by its place
+    settled         of a model of block diffusion: what stands behind token_ids up to the end of their canvas, with masks between;
+                    empty: nothing is settled there yet
+    told            log-probabilities of what is settled behind token_ids, by its place, of a request that asked for them
     canvas          of one that draws its canvases anew: the one behind token_ids, as far as passes went over it; None: none did
     sample          where the engine collects the request's output
     """
@@ -116,6 +118,7 @@ class Request:
         "stop_ids",
         "stop_reason",
         "token_ids",
+        "told",
         "was_right",
     )
 
@@ -135,7 +138,8 @@ class Request:
         self.adapter: Any = None
         self.images: tuple[ImageItem, ...] = ()
         self.encoder_input: EncoderInput | None = None
-        self.settled: dict[int, TokenLogprobs] = {}
+        self.settled: list[int] = []
+        self.told: dict[int, TokenLogprobs] = {}
         self.canvas: Canvas | None = None
         self.token_ids = list(prompt_token_ids)
         self.num_prompt_tokens = self.num_tokens = len(prompt_token_ids)

@@ -93,6 +93,7 @@ def _num_plain_decodes(engine: Engine) -> int:
         not settled
         or scheduler.released
         or scheduler.speculation is not None
+        or scheduler.denoising is not None
         or not 0 < len(running) <= scheduler.config.max_num_batched_tokens
     ):
         return 0

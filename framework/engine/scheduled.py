@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from .request import Request
+from .request import FAILED_ROW, Request
 from .step import NewRequest, StepInput, StepOutput, TokenLogprobs
 
 if TYPE_CHECKING:
@@ -132,13 +132,14 @@ class Committed:
         if num_new != 1:
             self.num_new[request] = num_new
 
-    def settle(self, request: Request, new: list[TokenLogprobs]) -> None:
+    def settle(self, request: Request, new: list[int]) -> None:
         """The tokens that a pass over a canvas settled for good, if it did."""
         if new:
-            self.add(request, request.append([entry.token_id for entry in new]))
+            start = len(request.token_ids)
+            self.add(request, request.append(new))
             request.num_tokens = len(request.token_ids)
-            if request.params.logprobs is not None:
-                self.logprobs[request] = new
+            if request.params.logprobs is not None and new[0] != FAILED_ROW:
+                self.logprobs[request] = [request.told.pop(start + index) for index in range(len(new))]
 
 
 @dataclass

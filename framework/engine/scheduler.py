@@ -51,7 +51,7 @@ class Scheduler:
     ) -> None:
         self.config, self.manager, self.speculation, self.images = config, manager, speculation, images
         self.limits = Limits(config, manager, max_model_len, denoising)
-        self._num_stages, self._pools, self._adapters, self._denoising = num_stages, pools, adapters, denoising
+        self._num_stages, self._pools, self._adapters, self.denoising = num_stages, pools, adapters, denoising
         self.counters = SchedulerCounters()
         self.requests: set[Request] = set()
         self.running: list[Request] = []
@@ -127,7 +127,7 @@ class Scheduler:
         if self.speculation is not None:
             scheduled.num_drafts = num_drafts
             scheduled.fill_drafts(num_drafts, self.speculation.proposer is not None)
-        if self._denoising is not None:
+        if self.denoising is not None:
             scheduled.fill_drafts(0, from_host=True)
         if self._num_stages > 1:
             step.decoded = [request.token_ids[request.num_computed - 1] for request in scheduled.decodes]
@@ -158,7 +158,7 @@ class Scheduler:
                     committed.num_new[request] = 0
         if scheduled.chunks:
             self._commit_chunks(scheduled, output, committed)
-        if output.logprobs and self._denoising is None:
+        if output.logprobs and self.denoising is None:
             committed.logprobs = scheduled.logprobs(output)
         if output.drafts is not None:
             committed.proposed = dict(zip(scheduled.sampling, output.drafts))
@@ -181,7 +181,7 @@ class Scheduler:
     def _schedule_running(self, scheduled: ScheduledStep, num_drafts: int, ahead: int) -> int:
         """Returns what is left of the budget. ahead: drafts that the executor makes behind a request, if there is room."""
         budget, decodes, step = self.config.max_num_batched_tokens, scheduled.decodes, scheduled.step_input
-        denoising = self._denoising
+        denoising = self.denoising
         # What a request that decodes is missing, if nothing is to be guessed behind it; -1 = none decodes.
         alone = -1 if self._pools or denoising is not None else 0 if num_drafts else 1
         staged = self._num_stages > 1
@@ -255,9 +255,12 @@ class Scheduler:
     def _admit(self, request: Request, budget: int, ahead: int, step: StepInput) -> int:
         """Gives a waiting request blocks and a seat. Returns how many tokens it computes now; 0: it has to wait on."""
         manager, leader, num_known = self.manager, request.leader, request.num_tokens
-        if self._denoising is not None:
-            num_known = self._denoising.end(num_known)
-        if self._num_encoded and self._num_encoded + request.num_encoded > self.config.encoder_budget:
+        if self.denoising is not None:
+            num_known = self.denoising.end(num_known)
+        attended = () if request.encoder_input is None else request.encoder_input.images
+        if self._num_encoded and self._num_encoded + request.num_encoded > self.config.encoder_budget and not attended:
+            return 0
+        if self.images is not None and not self.images.has_budget(attended):
             return 0
         images = self.images if request.images else None
         copies = None
@@ -273,11 +276,12 @@ class Scheduler:
             hit = manager.lookup(request)
             start, missing = hit.num_tokens, num_known - hit.num_tokens
             count = _until(hit.snapshot_ends, start, min(missing, budget, self._max_chunk))
-            if self._denoising is not None:
-                count = self._denoising.fit(request, start, count)
-            if images is not None:
+            if self.denoising is not None:
+                count = self.denoising.fit(request, start, count)
+            chunked = self.config.chunked_prefill
+            if images is not None and (chunked or count == missing):
                 count = images.fit(request, start, count)
-            if not count or (count < missing and not self.config.chunked_prefill):
+            if not count or (count < missing and not chunked):
                 return 0
             if not manager.admit(request, hit, start + count, self.limits.most_blocks(num_known, request.num_encoded)):
                 if images is not None:
@@ -285,8 +289,8 @@ class Scheduler:
                 return 0
             self.counters.num_chunked_prefills += count < missing
         self._num_encoded += request.num_encoded
-        if self.images is not None and request.encoder_input is not None:
-            self.images.count(len(request.encoder_input.images))
+        if self.images is not None:
+            self.images.attend(attended)
         request.leader = None
         request.status = Status.RUNNING
         request.num_computed, request.num_proposed = start, 0
@@ -314,8 +318,8 @@ class Scheduler:
     def _append_chunk(
         self, scheduled: ScheduledStep, request: Request, count: int, drafts: Sequence[int] = (), room: int = 0
     ) -> None:
-        if self._denoising is not None:
-            self._append_canvases(scheduled, request, count, self._denoising)
+        if self.denoising is not None:
+            self._append_canvases(scheduled, request, count, self.denoising)
             return
         request.num_computed += count
         ends = request.num_computed == request.num_tokens + len(drafts) and not self._pools
@@ -394,7 +398,7 @@ class Scheduler:
         accepted = iter(output.num_accepted[num_decodes:]) if output.num_accepted is not None else repeat(0)
         for row, chunk in enumerate(scheduled.chunks, num_decodes):
             request, count = chunk.request, chunk.num_logits
-            if count and self._denoising is None:
+            if count and self.denoising is None:
                 count = 1 + next(accepted)
             first, new = first + count, tokens[first : first + count]
             num_wrong = chunk.num_logits - count
@@ -405,10 +409,9 @@ class Scheduler:
             elif not self._deliver_stale(request):
                 continue
             end = chunk.end
-            if self._denoising is not None:
-                logprobs = [output.logprobs[index] for index in range(first - count, first)]
-                entropies = output.entropies[first - count : first]
-                committed.settle(request, self._denoising.settle(request, new, logprobs, entropies))
+            if self.denoising is not None:
+                if count:
+                    committed.settle(request, self.denoising.settle(request, output, slice(first - count, first)))
                 end = request.num_computed
             elif chunk.num_logits:
                 assert 0 <= num_wrong < chunk.num_logits, "a row brings its right drafts and one token more"

@@ -151,7 +151,9 @@ class StepOutput:
                      that text; it has its place in token_ids all the same
     drafts           per row with logits, what the executor proposes to follow; None: the step asked for no proposals
     pooled           by index into ``StepInput.seats``, for pooling requests whose prompt ended: float32 [D], or [T, D] of tokens
-    entropies        of a model that draws its canvases anew: by index into token_ids, in nats, of what the token was drawn from
+    confidences      of a model that settles tokens among masks: by index into token_ids, their log-probabilities
+    best, entropies  of one that draws its canvases anew: by index into token_ids, the most probable token, and the entropy in nats
+                     of what was drawn from. ``logprobs`` are of the former
     """
 
     step_id: int
@@ -162,12 +164,15 @@ class StepOutput:
     failed: dict[int, str] = field(default_factory=dict)
     drafts: list[list[int]] | None = None
     pooled: dict[int, np.ndarray] = field(default_factory=dict)
+    confidences: list[float] = field(default_factory=list)
+    best: list[int] = field(default_factory=list)
     entropies: list[float] = field(default_factory=list)
 
     def __reduce__(self) -> tuple[Any, ...]:
         accepted = None if self.num_accepted is None else pack(self.num_accepted)
         drafts = None if self.drafts is None else pack_lists(self.drafts)
-        rest = (self.logprobs, self.prompt_logprobs, self.failed, drafts, self.pooled, self.entropies)
+        canvases = self.confidences, self.best, self.entropies
+        rest = (self.logprobs, self.prompt_logprobs, self.failed, drafts, self.pooled, *canvases)
         return _step_output, (self.step_id, pack(self.token_ids), accepted, *rest)
 
 
@@ -228,8 +233,8 @@ def _step_output(
     failed: dict[int, str],
     drafts: tuple[Packed, Packed] | None,
     pooled: dict[int, np.ndarray],
-    entropies: list[float],
+    *canvases: Any,
 ) -> StepOutput:
     num_accepted = None if accepted is None else unpack(accepted)
     proposed = None if drafts is None else unpack_lists(drafts)
-    return StepOutput(step_id, unpack(tokens), num_accepted, logprobs, prompt_logprobs, failed, proposed, pooled, entropies)
+    return StepOutput(step_id, unpack(tokens), num_accepted, logprobs, prompt_logprobs, failed, proposed, pooled, *canvases)

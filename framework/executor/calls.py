@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ from ..models.native import Architecture, Latent, LayerShape, Moe
 from ..models.parts import INNER_NORMS, KEPT_AS_FLOATS
 from ..models.ranks import Stage, rank_architecture
 from ..models.read import ModelInfo
-from .encoders import LIBRARY, EncoderStack
+from .encoders import LIBRARY, EncoderStack, Item
 
 Rows = Literal["tokens", "logits", "samples", "decode", "prefill", "encoded", "cross_decode", "cross_prefill"]
 ATTENTION_ROWS: tuple[Rows, ...] = ("decode", "prefill", "cross_decode", "cross_prefill")
@@ -31,6 +31,7 @@ class Call:
               that is encoded, each by itself
     elements  of what goes between devices: numbers per token
     each      of an item that is encoded: rows per position
+    windowed  likewise, of attention: positions see a window of their own
     library   another library computes it
     """
 
@@ -40,11 +41,20 @@ class Call:
     elements: int = 0
     each: float = 1.0
     library: bool = False
+    windowed: bool = False
 
     @property
     def name(self) -> str:
         """Of the op that it counts as."""
         return LIBRARY if self.library else self.op
+
+    def lens(self, number: Item) -> Sequence[int]:
+        """Where rows are no matter of contexts. number: of rows that its lengths are; of what is encoded, the item."""
+        parts = (number,) if isinstance(number, int) else number.windows if self.windowed else number.parts
+        if self.rows == "encoded" and self.op == "paged_attention_prefill":
+            return parts
+        num_rows = sum(parts)
+        return [1] * num_rows if self.rows == "samples" else [round(num_rows * (self.elements or self.each))]
 
 
 @dataclass(frozen=True)
@@ -145,15 +155,17 @@ class CallList:
         self._add("linear", {"in_features": a.embed_dim, "out_features": rank.vocab_size}, rows="logits")
         if tp > 1:
             self._add("all_gather", {"num_ranks": tp}, rows="logits", elements=rank.vocab_size * tp)
-        for op in ("filter_logits", "verify_draft") if acceptance_rule == "standard" else ("sample",):
+        drawn_by = ("filter_logits", "verify_draft") if acceptance_rule == "standard" else ("sample",)
+        for op in (*drawn_by, "gather_logprobs") if a.diffusion is not None else drawn_by:
             self._add(op, {"vocab_size": a.vocab_size}, rows="samples")
         return self._calls
 
     def encoders(self, stacks: Iterable[EncoderStack]) -> Counter[Call]:
         """Of each item that these encode. What layers attend to is made keys and values of theirs at once."""
         self._calls, a, rank = Counter(), self._a, self._rank
-        for op, dims, count, each, library in (call for stack in stacks for call in stack.calls()):
-            self._add(op, {"kv_bytes": self._sizes["act_bytes"], **dims}, count, rows="encoded", each=each, library=library)
+        for op, dims, count, each, library, windowed in (call for stack in stacks for call in stack.calls()):
+            more = {"each": each, "library": library, "windowed": windowed}
+            self._add(op, {"kv_bytes": self._sizes["act_bytes"], **dims}, count, rows="encoded", **more)
         if num_layers := len(a.layers) * bool(a.family.encoder):
             if not a.family.listens:
                 self._add("embedding", {"hidden_size": a.embed_dim}, rows="encoded")
@@ -201,7 +213,8 @@ class CallList:
             if layer.rope is not None:
                 self._add("rotary", heads, count)
             self._add("kv_cache_write", {name: heads[name] for name in ("num_kv_heads", "head_dim")}, count)
-        attention = {**heads, "window": layer.reach or 0} | ({} if a.causal else {"causal": 0})
+        is_causal = a.causal and a.diffusion is None  # rows end where a canvas does
+        attention = {**heads, "window": layer.reach or 0} | ({} if is_causal else {"causal": 0})
         self._add("paged_attention_decode", attention, count, rows="decode")
         self._add("paged_attention_prefill", attention, count, rows="prefill")
         self._linear(count, q_size, a.hidden_size)

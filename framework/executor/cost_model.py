@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .calls import ATTENTION_ROWS, Call, Rows
+from .encoders import Item
 from .timers import Timer, Timers
 
 CONTEXT_GRID = 64
@@ -43,7 +44,7 @@ class StepWork:
     decodes      rows of one token each, and of one and its drafts
     chunk_lens, chunk_ctx_lens   of each row of a prompt: new tokens, and tokens in the cache, the new ones included
     recorded     the kernels up to the logits are replayed, in one launch
-    encoded      positions of each item that is encoded: one by one, and never in a recording
+    encoded      each item that is encoded: one by one, and never in a recording
     cross_decodes, cross_ctx_lens   the same rows, with what an encoder gave for each as contexts; none where nothing attends to it
     """
 
@@ -53,7 +54,7 @@ class StepWork:
     chunk_lens: Sequence[int] = ()
     chunk_ctx_lens: Sequence[int] = ()
     recorded: bool = False
-    encoded: Sequence[int] = ()
+    encoded: Sequence[Item] = ()
     cross_decodes: Sequence[DecodeRows] = ()
     cross_ctx_lens: Sequence[int] = ()
 
@@ -194,7 +195,7 @@ class StageCost:
                 continue
             recorded = timers.bind(call.op, dtype, {**dims, "graph": 1}) if call.elements else eager
             self._calls[call.rows].append((call, count, (eager, recorded)))
-        self._priced: dict[tuple[str, int, bool], _Priced] = {}
+        self._priced: dict[tuple[str, Item, bool], _Priced] = {}
 
     def step(self, work: StepWork, counted: bool = True) -> tuple[float, int]:
         """(seconds on the device, launches). counted: it is done; else it is only asked what it would cost, without prompts."""
@@ -208,8 +209,8 @@ class StageCost:
                 seconds += priced.seconds
                 if not recorded or rows == "samples":
                     launches += priced.launches
-        for positions in work.encoded:
-            priced = self._priced.get(("encoded", positions, False)) or self._price("encoded", positions, False)
+        for item in work.encoded:
+            priced = self._priced.get(("encoded", item, False)) or self._price("encoded", item, False)
             priced.uses += counted
             seconds += priced.seconds
             launches += priced.launches
@@ -248,10 +249,10 @@ class StageCost:
                 parts = self._priced[rows, number, work.recorded].parts
                 for (call, count, _), (_, _, seconds) in zip(self._calls[rows], parts, strict=True):
                     yield call, count, seconds, [1] * number if rows == "samples" else [number], ()
-        for positions in work.encoded:
-            parts = self._priced["encoded", positions, False].parts
+        for item in work.encoded:
+            parts = self._priced["encoded", item, False].parts
             for (call, count, _), (_, _, seconds) in zip(self._calls["encoded"], parts, strict=True):
-                lens = [round(positions * call.each)]
+                lens = call.lens(item)
                 yield call, count, seconds, lens, lens if call.op == "paged_attention_prefill" else ()
         for decodes, attentions in self._decodes(work):
             for each in attentions:
@@ -272,10 +273,11 @@ class StageCost:
             found[attention.op].seconds += attention.taken.seconds
             found[attention.op].calls += attention.taken.calls
 
-    def _price(self, rows: str, number: int, recorded: bool) -> _Priced:
+    def _price(self, rows: str, number: Item, recorded: bool) -> _Priced:
+        """number: of rows that the lengths of calls are; of rows that are encoded, the item."""
         parts = []
         for call, count, timers in self._calls[rows]:
-            lens = [1] * number if rows == "samples" else [round(number * (call.elements or call.each))]
+            lens = call.lens(number)
             parts.append((call.name, count, count * timers[recorded](lens, lens)))
         priced = self._priced[rows, number, recorded] = _Priced(parts)
         return priced

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from ..config import EngineConfig
-from ..engine.kv_cache.memory import cache_blocks, cache_budget, state_rows
+from ..engine.kv_cache.memory import cache_blocks, cache_budget, logit_rows, state_rows
 from ..engine.kv_cache.spec import ELEMENT_BYTES, CacheGroup, shared_part_bytes
 from ..models.native import Architecture
 from ..models.ranks import Stage
@@ -32,13 +32,14 @@ def token_bytes(groups: tuple[CacheGroup, ...], stage: Stage) -> int:
 
 def activation_bytes(rank: Architecture, config: EngineConfig, dtype: str) -> int:
     """Estimate of what the largest step holds at once beside weights and cache: of every token the hidden state, its residual and
-    the widest pair of inputs and outputs of a layer; logits of every seat, as they come and as float32."""
+    the widest pair of inputs and outputs of a layer; logits of every seat, or of its canvas, as they come and as float32."""
     element = ELEMENT_BYTES[dtype]
     qkv = (rank.num_heads + 2 * rank.num_kv_heads) * rank.head_dim
     inner = max((layer.moe.intermediate_size * layer.moe.top_k if layer.moe else rank.intermediate_size) for layer in rank.layers)
     widest = max(qkv + rank.num_heads * rank.head_dim, 3 * inner if rank.family.gated else 2 * inner)
     tokens = config.scheduler.max_num_batched_tokens * (2 * rank.hidden_size + widest) * element
-    return tokens + config.scheduler.max_num_seqs * rank.vocab_size * (element + 4)
+    num_logits = logit_rows(config, rank.diffusion.canvas_size if rank.diffusion else 1)
+    return tokens + num_logits * rank.vocab_size * (element + 4)
 
 
 def num_blocks(

@@ -29,14 +29,27 @@ class Product(NamedTuple):
     library: bool = False
 
 
+class Parts(NamedTuple):
+    """An item that falls apart: positions of the parts, each of which sees itself alone; windows: likewise in windowed layers."""
+
+    parts: tuple[int, ...]
+    windows: tuple[int, ...] = ()
+
+
+Item = int | Parts
+"""What is encoded at once: so many positions, all of which see each other, or parts of them."""
+
+
 class EncoderCall(NamedTuple):
-    """``number`` calls of the op whose time they take. rows: for each position; library: the library computes it."""
+    """``number`` calls of the op whose time they take. rows: for each position; library: the library computes it; windowed: of
+    attention, in windowed layers."""
 
     op: str
     dims: Mapping[str, float]
     number: int
     rows: float = 1.0
     library: bool = True
+    windowed: bool = False
 
 
 @dataclass(frozen=True)
@@ -45,6 +58,7 @@ class EncoderStack:
 
     intermediate_size  of the MLPs; gated: they have a gate beside
     norm               rms or layer; num_norms: outside the layers, which have two each
+    windowed_layers    of num_layers, those in which positions see a window of their own
     fused_qkv          one product makes queries, keys and values, not three
     own_linears        linear layers are swapped for ours
     before, behind     products outside the layers
@@ -59,6 +73,7 @@ class EncoderStack:
     norm: str = "layer"
     num_norms: int = 1
     fused_qkv: bool = False
+    windowed_layers: int = 0
     own_linears: bool = False
     before: tuple[Product, ...] = ()
     behind: tuple[Product, ...] = ()
@@ -72,7 +87,8 @@ class EncoderStack:
             dims = {"in_features": product.in_features, "out_features": product.out_features}
             yield EncoderCall("linear", dims, count, product.rows, product.library or not self.own_linears)
         heads = {"num_heads": self.num_heads, "num_kv_heads": self.num_heads, "head_dim": self.head_dim}
-        yield EncoderCall("paged_attention_prefill", {**heads, "window": 0, "causal": 0}, self.num_layers)
+        for windowed, count in ((False, self.num_layers - self.windowed_layers), (True, self.windowed_layers)):
+            yield EncoderCall("paged_attention_prefill", {**heads, "window": 0, "causal": 0}, count, windowed=windowed)
         yield EncoderCall(f"{self.norm}_norm", {"hidden_size": hidden, "residual": 1}, 2 * self.num_layers + self.num_norms)
         yield EncoderCall("silu_and_mul", {"intermediate_size": inner}, self.num_layers)
 

@@ -9,17 +9,29 @@ from ..engine.step import NewRequest, StepInput, StepOutput
 from .pseudo import num_right_drafts, pseudo_tokens
 
 
-class _Row:
+class MirroredRow:
     """A seat in use. ``chain[i]`` stands for keys and values of token i: a hash of the adapter, of what an encoder read, and of the
-    tokens up to it; first: of what is before these. encoded: stands for those made of what the encoder gave."""
+    tokens and the images up to it; first: of what is before these. encoded: stands for those made of what the encoder gave."""
 
-    __slots__ = ("chain", "encoded", "first", "lora_slot", "num_computed", "num_proposed", "seed", "tables", "tokens")
+    __slots__ = (
+        "chain",
+        "encoded",
+        "first",
+        "images",
+        "lora_slot",
+        "num_computed",
+        "num_prompt",
+        "num_proposed",
+        "seed",
+        "tables",
+        "tokens",
+    )
 
     def __init__(self, request: NewRequest, adapter: str | None) -> None:
-        self.lora_slot = request.lora_slot
+        self.lora_slot, self.images = request.lora_slot, request.images
         assert request.sampling.seed is not None
         self.seed = request.sampling.seed
-        self.tokens = list(request.token_ids)
+        self.tokens, self.num_prompt = list(request.token_ids), request.num_prompt_tokens
         self.num_computed, self.num_proposed = request.num_computed_tokens, 0
         self.tables = [list(blocks) for blocks in request.block_ids]
         self.chain: list[int] = []
@@ -31,8 +43,13 @@ class _Row:
             self.encoded = [hash((request.request_id, self.first, place)) for place in range(given.num_tokens)]
 
     def extend_chain(self) -> None:
-        for token in self.tokens[len(self.chain) :]:
-            self.chain.append(hash((self.chain[-1] if self.chain else self.first, token)))
+        for place in range(len(self.chain), len(self.tokens)):
+            before = self.chain[-1] if self.chain else self.first
+            self.chain.append(hash((before, self.tokens[place], *self._shown(place))))
+
+    def _shown(self, place: int) -> list[int]:
+        """Of the image that a token stands for, if it does."""
+        return [int.from_bytes(image.key) for image in self.images if image.start <= place < image.end]
 
 
 class Mirror:
@@ -47,14 +64,17 @@ class Mirror:
         groups: tuple[CacheGroup, ...],
         num_loras: int = 0,
         num_snapshots: int | None = None,
+        encoder_cache: int = 0,
     ) -> None:
-        """num_loras: slots of adapters; num_snapshots: of states, None for a model that has none."""
+        """num_loras: slots of adapters; num_snapshots: of states, None for a model that has none; encoder_cache: embeddings of
+        images, at most."""
+        self._embeddings, self._most_embeddings = dict[bytes, int](), encoder_cache
         self._snapshots: list[int | None] | None = None if num_snapshots is None else [None] * num_snapshots
         self._adapters: list[str | None] = [None] * num_loras
         self._block_size, self._vocab_size, self._groups = block_size, vocab_size, groups
         self._cross = [group for group, found in enumerate(groups) if isinstance(found.spec, CrossKV)]
         self._own = [group for group in range(len(groups)) if group not in self._cross]
-        self._rows: list[_Row | None] = [None] * num_seats
+        self._rows: list[MirroredRow | None] = [None] * num_seats
         self._contents: list[list[tuple[int, int] | None]] = [[None] * block_size for _ in range(num_blocks)]
         self._next_step = 0
 
@@ -64,7 +84,15 @@ class Mirror:
         self._next_step = step.step_id + 1
         self._apply_deltas(step)
         self._check_shape(step)
-        rows = [self._row(seat) for seat in step.seats]
+        output = self._run(step, [self._row(seat) for seat in step.seats])
+        for seat, snapshot in step.snapshots:
+            assert self._snapshots is not None, "there are no states"
+            row = self._row(seat)
+            self._snapshots[snapshot] = row.chain[row.num_computed - 1]
+        return output
+
+    def _run(self, step: StepInput, rows: list[MirroredRow]) -> StepOutput:
+        self._check_drafts(step)
         written: set[tuple[int, int]] = set()
         drafts = [max(num_logits - 1, 0) for num_logits in step.num_logits]
         for row, count, num_drafts in zip(rows, step.num_tokens, drafts):
@@ -86,10 +114,6 @@ class Mirror:
                 row.tokens.append(sampled[-1])
             tokens += sampled
             accepted.append(len(sampled) - 1)
-        for seat, snapshot in step.snapshots:
-            assert self._snapshots is not None, "there are no states"
-            row = self._row(seat)
-            self._snapshots[snapshot] = row.chain[row.num_computed - 1]
         return StepOutput(step.step_id, tokens, accepted if any(drafts) else None)
 
     def _apply_deltas(self, step: StepInput) -> None:
@@ -99,13 +123,19 @@ class Mirror:
             assert 0 <= slot < len(self._adapters), f"there is no slot {slot}"
             assert all(row is None or row.lora_slot != slot for row in self._rows), f"slot {slot} is in use"
             self._adapters[slot] = key
+        for name in step.forgotten:
+            self._embeddings.pop(name, None)
+        for image in step.images:
+            assert image.key not in self._embeddings, "an image is encoded whose embeddings are there"
+            self._embeddings[image.key] = image.count
+        assert sum(self._embeddings.values()) <= self._most_embeddings, "more embeddings are kept than there is room for"
         for request in step.new:
             assert self._rows[request.seat] is None, f"seat {request.seat} is in use"
             assert 0 <= request.num_computed_tokens < len(request.token_ids), "at least one token is left to compute"
             assert len(request.block_ids) == len(self._groups)
             adapter = None if request.lora_slot < 0 else self._adapters[request.lora_slot]
             assert request.lora_slot < 0 or adapter is not None, f"slot {request.lora_slot} is empty"
-            row = self._rows[request.seat] = _Row(request, adapter)
+            row = self._rows[request.seat] = MirroredRow(request, adapter)
             self._check_states(row, request.snapshot)
             self._write_encoded(row)
         for seat, group, blocks in step.new_blocks:
@@ -115,7 +145,7 @@ class Mirror:
             assert source != destination
             self._contents[destination] = list(self._contents[source])
 
-    def _check_states(self, row: _Row, snapshot: int) -> None:
+    def _check_states(self, row: MirroredRow, snapshot: int) -> None:
         """A row starts from its beginning, or where the states are those of its tokens."""
         if self._snapshots is None or snapshot < 0:
             assert snapshot < 0 and (self._snapshots is None or not row.num_computed), "states are missing, or nobody has them"
@@ -123,7 +153,7 @@ class Mirror:
         row.extend_chain()
         assert self._snapshots[snapshot] == row.chain[row.num_computed - 1], f"snapshot {snapshot} is of other tokens"
 
-    def _write_encoded(self, row: _Row) -> None:
+    def _write_encoded(self, row: MirroredRow) -> None:
         """What an encoder gave, in blocks that nobody else has: once, and as many as it takes."""
         assert bool(row.encoded) == bool(self._cross), "what an encoder gave is missing, or nobody attends to it"
         for group in self._cross:
@@ -142,6 +172,8 @@ class Mirror:
         places = [0 if count == 1 else 1 if wanted > 1 else 2 for count, wanted in zip(step.num_tokens, step.num_logits)]
         assert places == sorted(places), "rows with one token come first, then those with drafts"
         assert all(0 <= wanted <= count for wanted, count in zip(step.num_logits, step.num_tokens)), "a logit row has its token"
+
+    def _check_drafts(self, step: StepInput) -> None:
         if step.num_computed is None:
             assert max(step.num_logits) <= 1, "who drafts counts what is computed"
             return
@@ -156,12 +188,12 @@ class Mirror:
                 assert not drafts or row.num_computed == most, f"seat {seat} has drafts behind tokens that are not known"
             row.num_proposed = step.num_proposals if wanted else 0
 
-    def _row(self, seat: int) -> _Row:
+    def _row(self, seat: int) -> MirroredRow:
         row = self._rows[seat]
         assert row is not None, f"seat {seat} is not in use"
         return row
 
-    def _write(self, row: _Row, count: int, written: set[tuple[int, int]]) -> None:
+    def _write(self, row: MirroredRow, count: int, written: set[tuple[int, int]]) -> None:
         row.extend_chain()
         assert row.num_computed + count <= len(row.tokens), "a row computes tokens that are not known"
         for group in self._own:
@@ -171,7 +203,7 @@ class Mirror:
                 written.add((block, offset))
                 self._contents[block][offset] = group, row.chain[position]
 
-    def _write_wrong(self, row: _Row, start: int, count: int, written: set[tuple[int, int]]) -> None:
+    def _write_wrong(self, row: MirroredRow, start: int, count: int, written: set[tuple[int, int]]) -> None:
         """Guesses, taken for wrong until they are checked."""
         for group in self._own:
             for position in range(row.num_computed + start, row.num_computed + start + count):
@@ -180,11 +212,15 @@ class Mirror:
                 written.add((block, offset))
                 self._contents[block][offset] = None
 
-    def _compute(self, row: _Row, count: int) -> None:
-        self._check_reads(row, row.num_computed, count)
+    def _compute(self, row: MirroredRow, count: int) -> None:
+        start, end = row.num_computed, row.num_computed + count
+        for image in row.images:
+            if image.start < end and start < image.end:
+                assert image.key in self._embeddings, f"the image at token {image.start} is not encoded"
+        self._check_reads(row, start, count)
         row.num_computed += count
 
-    def _check_reads(self, row: _Row, start: int, count: int) -> None:
+    def _check_reads(self, row: MirroredRow, start: int, count: int) -> None:
         for group in self._own:
             window = self._groups[group].spec.window
             first = 0 if window is None else max(0, start - window + 1)
@@ -194,23 +230,23 @@ class Mirror:
             for place, content in enumerate(row.encoded):
                 self._check_read(row, group, place, content)
 
-    def _check_read(self, row: _Row, group: int, position: int, content: int) -> None:
+    def _check_read(self, row: MirroredRow, group: int, position: int, content: int) -> None:
         block, offset = self._place(row, group, position)
         assert self._contents[block][offset] == (group, content), (
             f"block {block} does not hold token {position} of the row that reads it"
         )
 
-    def _place(self, row: _Row, group: int, position: int) -> tuple[int, int]:
+    def _place(self, row: MirroredRow, group: int, position: int) -> tuple[int, int]:
         index, offset = divmod(position, self._block_size)
         assert index < len(row.tables[group]), f"position {position} has no block"
         block = row.tables[group][index]
         assert block != 0, f"position {position} lies in the null block"
         return block, offset
 
-    def _num_right(self, row: _Row, num_drafts: int) -> int:
+    def _num_right(self, row: MirroredRow, num_drafts: int) -> int:
         state, position = np.array([row.seed & (2**64 - 1)], dtype=np.uint64), np.array([row.num_computed], dtype=np.uint64)
         return int(num_right_drafts(state, position, np.array([num_drafts]))[0])
 
-    def _sample(self, row: _Row) -> int:
+    def _sample(self, row: MirroredRow) -> int:
         state = np.array([(row.seed ^ row.chain[-1]) & (2**64 - 1)], dtype=np.uint64)
         return int(pseudo_tokens(state, np.array([len(row.tokens)], dtype=np.uint64), self._vocab_size)[0])

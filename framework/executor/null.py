@@ -12,8 +12,9 @@ from ..engine.step import StepInput, StepOutput
 from ..lora_request import LoRARequest
 from ..models.read import ModelInfo
 from ..op_times import OpTimes
+from .canvas_mirror import CanvasMirror
 from .mirror import Mirror
-from .pseudo import PseudoTokens
+from .pseudo import PassPlan, PseudoCanvases, PseudoTokens
 from .shape import ModelShape
 
 
@@ -44,7 +45,7 @@ class NamedAdapter:
 
 class NullExecutor:
     """No model, no tensors, no time. A token is a function of the request's seed and the token's position, so that it does not
-    depend on the batch.
+    depend on the batch; so is the pass that settles it, where a model denoises.
 
     With ``cache.check_invariants`` it keeps a mirror of seats, block tables and cache contents instead: every step is checked
     against the protocol, and a token is a function of all tokens before it as the cache holds them (slow).
@@ -64,12 +65,15 @@ class NullExecutor:
         self.num_drafts, self.has_states = num_drafts, shape.state_bytes > 0
         num_seats = config.scheduler.max_num_seqs
         self._step: Mirror | PseudoTokens
+        plan = None if shape.diffusion is None else PassPlan(shape.diffusion, config.diffusion, config.executor.passes_per_canvas)
         if config.cache.check_invariants:
             slots = config.lora.max_loras if config.lora.enabled else 0
             snapshots = config.cache.state_snapshots if self.has_states else None
-            self._step = Mirror(
-                num_seats, self.num_blocks, config.cache.block_size, shape.vocab_size, shape.groups, slots, snapshots
-            )
+            sizes = num_seats, self.num_blocks, config.cache.block_size, shape.vocab_size, shape.groups, slots, snapshots
+            most = config.scheduler.encoder_cache
+            self._step = Mirror(*sizes, most) if plan is None else CanvasMirror(*sizes, plan=plan)
+        elif plan is not None:
+            self._step = PseudoCanvases(num_seats, shape.vocab_size, plan)
         else:
             self._step = PseudoTokens(num_seats, shape.vocab_size)
 

@@ -77,7 +77,8 @@ class Observer:
         rotary = {"rot_dim": rot_dim, "style": family.rotary_style, "norms": "qk" if family.qk_norm else ""}
         paged = {"page_size": cache.block_size, "kv_dtype": cache.dtype if "kv_bytes" in dims else None}
         experts = {"renormalize": True, "scoring": "softmax", "scheme": "float", "group": 0}
-        sizes = {"vocab_size": architecture.vocab_size, "softcap": None, "causal": True, "recipe": "channel"}
+        causal = bool(dims.get("causal", True))
+        sizes = {"vocab_size": architecture.vocab_size, "softcap": None, "causal": causal, "recipe": "channel", "num_top": 0}
         return {**off, **rotary, **paged, **experts, **sizes, "kind": "float8_e4m3fn"}
 
 
@@ -94,6 +95,7 @@ _OPTIONS: dict[str, tuple[str, ...]] = {
     "gemm_w4a16": ("zeros", "act_order", "bias"),
     "gemm_fp8": ("recipe", "kind", "static", "bias"),
     "layer_norm": ("bias",),
+    "gather_logprobs": ("num_top",),
     "moe_route": ("renormalize", "scoring", "bias", "num_groups", "top_groups", "group_score"),
     "moe_experts": ("scheme", "group", "zeros"),
 }

@@ -7,27 +7,28 @@ from dataclasses import dataclass
 from ..config import EngineConfig
 from ..engine.kv_cache.memory import cache_blocks, state_rows, useful_blocks
 from ..engine.kv_cache.spec import CacheGroup, block_bytes, group_layers
-from ..models.native import Architecture
+from ..models.native import Architecture, Diffusion
 from ..models.read import ModelInfo
 
 
 @dataclass(frozen=True)
 class ModelShape:
-    """KV groups, vocabulary and longest sequence of a model, the bytes of a request's states, and the places in the cache that it
-    takes at most for what an encoder gave."""
+    """KV groups, vocabulary and longest sequence of a model, the bytes of a request's states, the places in the cache that it takes
+    at most for what an encoder gave, and how it denoises, if it does."""
 
     groups: tuple[CacheGroup, ...]
     vocab_size: int
     max_model_len: int
     state_bytes: int = 0
     most_encoded: int = 0
+    diffusion: Diffusion | None = None
 
     @classmethod
     def of(cls, model: ModelInfo, config: EngineConfig) -> ModelShape:
         """Of a model under a configuration. Raises ValueError for a model that the native decoder does not cover."""
         found = native(model, config)
         sizes = found.vocab_size, model.max_model_len, state_bytes(found, model), model.most_encoded(config.cache.block_size)
-        return cls(kv_groups(found, model, config), *sizes)
+        return cls(kv_groups(found, model, config), *sizes, model.diffusion)
 
     def num_blocks(self, config: EngineConfig) -> int:
         """As configured, or as many as fit ``cache.memory_bytes``; without either, as many as all seats can fill."""

@@ -11,6 +11,7 @@ import numpy as np
 
 from ..clock import Clock, VirtualClock
 from ..config import EngineConfig
+from ..engine.attention_rows import canvas_rows, num_decodes
 from ..engine.kv_cache.spec import ELEMENT_BYTES
 from ..engine.step import StepInput, StepOutput
 from ..models.ranks import stages
@@ -21,10 +22,11 @@ from .drafting import Drafting
 from .encoders import Encoders
 from .observed import Observer
 from .placement import Placement
-from .pseudo import PseudoTokens
+from .pseudo import PassPlan, PseudoCanvases, PseudoTokens
 from .shape import native
 from .simulated_device import simulated_device
 from .timers import Timers
+from .towers import Tower
 
 
 class SimulatedStep:
@@ -87,7 +89,8 @@ class SimulatedExecutor:
 
     A submission takes the host ``step_overhead_s`` and the first stage's launches; a step is done when the device is, and not
     before the host has launched it all. Stages work on one step each, in the order of submission; one hands a step on to the next,
-    and a request's next token waits for its last one. So the host's time hides behind the devices' with several steps in flight.
+    and a request's next token waits for its last one. So the host's time hides behind the devices' with several steps in flight;
+    where a model denoises there is but one, and no step is a recording.
     """
 
     @classmethod
@@ -113,7 +116,8 @@ class SimulatedExecutor:
         self._drafting = Drafting(model, config, self._timers) if speculation else None
         cuts = stages(architecture, config.parallel.pp)
         rule = config.speculative_config.acceptance_rule
-        encoders = Encoders.of(config.model, model)
+        self._tower = Tower.of(config, model)
+        encoders = Encoders.of(config.model, model) if self._tower is None else self._tower.encoders(config, model)
         self._placement = Placement(model, architecture, config, cuts, self._timers, rule, encoders)
         self._timers.check_scaled()
         self._observer = Observer.of(model, config, [timer.op for timer in self._timers.bound])
@@ -121,7 +125,10 @@ class SimulatedExecutor:
         self.call_times = None if self._observer is None else self._observer.times
         self.groups, self.vocab_size, self.max_model_len = self._placement.groups, architecture.vocab_size, model.max_model_len
         of_step = activation_bytes(self._placement.rank, config, model.dtype)
-        activations = max(of_step, encoders.activation_bytes(ELEMENT_BYTES[model.dtype]))
+        element = ELEMENT_BYTES[model.dtype]
+        activations = max(of_step, encoders.activation_bytes(element))
+        if self._tower is not None and model.encoding is None:  # embeddings of images, which are kept
+            activations += config.scheduler.encoder_cache * architecture.hidden_size * element
         longest = max(self.max_model_len, model.most_encoded(config.cache.block_size))
         self.num_blocks = num_blocks(config, len(self.groups), longest, self._held(), activations, device.memory_bytes)
         self.in_flight_steps, self.num_stages = max(len(cuts), 2), len(cuts)
@@ -135,7 +142,9 @@ class SimulatedExecutor:
         self._overhead_s, self._launch_s = (0.0, 0.0) if free else (config.executor.step_overhead_s, config.executor.launch_s)
         self._steps_at_once = config.scheduler.in_flight_steps or self.in_flight_steps
         self._recordings = sorted(config.graphs.batch_sizes or ())
-        self._num_seats, self._seed = config.scheduler.max_num_seqs, config.seed
+        self._num_seats, self._seed, self._plan = config.scheduler.max_num_seqs, config.seed, None
+        if model.diffusion is not None:
+            self._plan = PassPlan(model.diffusion, config.diffusion, config.executor.passes_per_canvas)
         self._largest_recording = self._recordings[-1] if self._recordings else self._num_seats
         self._start(clock, 0)
 
@@ -144,7 +153,10 @@ class SimulatedExecutor:
         self.clock = clock
         self._rng = np.random.default_rng((self._seed & (2**64 - 1), index))
         self._noises: list[float] = []  # drawn, of steps to come
-        self._tokens = PseudoTokens(self._num_seats, self.vocab_size, self._drafting.rates if self._drafting else None)
+        rates = self._drafting.rates if self._drafting else None
+        self._tokens = PseudoTokens(self._num_seats, self.vocab_size, rates)
+        if self._plan is not None:
+            self._tokens = PseudoCanvases(self._num_seats, self.vocab_size, self._plan)
         self.idle_from_s = [clock.now()] * self.num_stages
         self._token_at_s = np.zeros(self._num_seats)
         self._encoded = np.zeros(self._num_seats, dtype=np.int64) if self._attends_encoded else None
@@ -164,8 +176,8 @@ class SimulatedExecutor:
             for new in step.new:
                 assert new.encoder_input is not None, "the engine takes no other prompts"
                 self._encoded[new.seat] = new.encoder_input.num_seen
-        contexts = tokens.lengths[seats] + step.num_tokens
-        work = self._work(step, contexts)
+        contexts = tokens.contexts(step, seats)
+        work = self._work(step, contexts) if self._plan is None else self._canvas_work(self._plan, step, contexts)
         times, passes = self._placement.step(work), list[StepWork]()
         if self._drafting is not None:
             passes = self._drafting.passes(work, contexts[np.array(step.num_logits) > 0], step.num_proposals)
@@ -297,12 +309,23 @@ class SimulatedExecutor:
         if recorded and self._recordings:
             num_tokens = decodes[0].tokens * self._recordings[bisect_left(self._recordings, num_rows)]
         work = StepWork(num_tokens, num_logits, decodes, counts[first_chunk:], contexts[first_chunk:].tolist(), recorded)
+        if self._tower is not None:
+            work.encoded = [self._tower.item(image) for image in step.images]
         if self._encoded is not None:
             seen = self._encoded[step.seats]
             work.encoded = [new.encoder_input.num_tokens for new in step.new if new.encoder_input is not None]
             work.cross_decodes = [DecodeRows(1, seen[:ones])] if ones else []
             work.cross_ctx_lens = seen[first_chunk:].tolist()
         return work
+
+    def _canvas_work(self, plan: PassPlan, step: StepInput, contexts: np.ndarray) -> StepWork:
+        """Where a model denoises: in rows of a canvas each, of which no step is recorded."""
+        counts, size = np.array(step.num_tokens), plan.canvas_size
+        causal = self._tokens.num_prompt[step.seats] // size * size * plan.diffusion.causal_prompt
+        _, counts, first = canvas_rows(counts, contexts - counts, size, causal)
+        n, lengths = num_decodes(counts, first), first + counts
+        decodes = [DecodeRows(each, lengths[:n][counts[:n] == each]) for each in np.unique(counts[:n]).tolist()]
+        return StepWork(sum(step.num_tokens), sum(step.num_logits), decodes, counts[n:].tolist(), lengths[n:].tolist())
 
     def _submit(self, times: Sequence[tuple[float, int]], tokens_at_s: float) -> float:
         """Returns when the step is done."""

@@ -8,9 +8,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from ..engine.encoding import EncoderInput
-from ..multimodal.items import ImageItem
-
 if TYPE_CHECKING:
     from .tower import Tower
 
@@ -22,24 +19,20 @@ class ImageEncoder:
         self.module, self._dtype, self._device = tower.module, tower.dtype, tower.device
 
     @torch.inference_mode()
-    def encode(self, given: EncoderInput) -> torch.Tensor:
-        """[S, H]: of all tiles of all images, but those that are padding. Each image by itself."""
-        return torch.cat([self._encoded(image.inputs) for image in given.images])
-
-    def longest(self, num_tokens: int) -> EncoderInput:
-        """An image of as many tiles as there can be; of no meaning."""
-        config = self.module.vision_model.config
-        tiles, size = config.max_num_tiles, config.image_size
-        inputs = {
-            "pixel_values": np.zeros((1, 1, tiles, config.num_channels, size, size), dtype=np.float32),
-            "aspect_ratio_ids": np.ones((1, 1), dtype=np.int64),
-            "aspect_ratio_mask": np.ones((1, 1, tiles), dtype=np.int64),
-        }
-        return EncoderInput(num_tokens, images=(ImageItem(0, 1, b"", inputs),))
-
-    def _encoded(self, inputs: Mapping[str, np.ndarray]) -> torch.Tensor:
+    def encode(self, inputs: Mapping[str, np.ndarray]) -> torch.Tensor:
+        """inputs of one image, as its processor makes them -> [E, H] of all of its tiles, but those that are padding."""
         tensors = {name: torch.from_numpy(value).to(self._device) for name, value in inputs.items()}
         tensors["pixel_values"] = tensors["pixel_values"].to(self._dtype)
         tiles = int(inputs["aspect_ratio_mask"].sum())
         found = self.module.vision_model(**tensors).last_hidden_state[0, 0, :tiles]
         return self.module.multi_modal_projector(found).flatten(0, 1).to(self._dtype)
+
+    def longest(self) -> dict[str, np.ndarray]:
+        """The inputs of an image of as many tiles as there can be; of no meaning."""
+        config = self.module.vision_model.config
+        tiles, size = config.max_num_tiles, config.image_size
+        return {
+            "pixel_values": np.zeros((1, 1, tiles, config.num_channels, size, size), dtype=np.float32),
+            "aspect_ratio_ids": np.ones((1, 1), dtype=np.int64),
+            "aspect_ratio_mask": np.ones((1, 1, tiles), dtype=np.int64),
+        }

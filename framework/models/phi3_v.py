@@ -41,6 +41,11 @@ def tower_sizes(found: Mapping[str, Any]) -> tuple[int, int]:
     return size, found["hidden_size"]
 
 
+def num_embeddings(rows: int, columns: int) -> int:
+    """Of an image in so many crops, and as a whole, with those that separate lines."""
+    return (rows * columns + 1) * GRID**2 + 1 + (rows + 1) * GRID
+
+
 def library_name(name: str) -> str | None:
     """Of a tensor of the tower, in ``Phi3VisionTower``; None: it is of the text model."""
     if not name.startswith(PREFIX) or name.startswith(f"{PREFIX}wte."):

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..models.hub import read_json
-from ..models.phi3_v import EMBEDDING, GRID, SIDE
+from ..models.phi3_v import EMBEDDING, SIDE, num_embeddings
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -37,21 +37,25 @@ class CroppedImages:
 
         image = Image.fromarray(images[0])
         lies = image.width >= image.height
+        grid = crop_grid(image.width, image.height, self._most)
         if not lies:
             image = image.transpose(Image.Transpose.TRANSPOSE)
-        ratio = image.width / image.height
-        scale = max(scale for scale in range(1, self._most + 1) if scale * math.ceil(scale / ratio) <= self._most)
-        width = scale * SIDE
-        height = int(width / ratio)
-        rows = math.ceil(height / SIDE)
+        rows, width = min(grid), max(grid) * SIDE
+        height = int(width / (image.width / image.height))
         padded = Image.new("RGB", (width, rows * SIDE), (255, 255, 255))
         padded.paste(image.resize((width, height), Image.Resampling.BILINEAR), (0, (rows * SIDE - height) // 2))
         if not lies:
             padded = padded.transpose(Image.Transpose.TRANSPOSE)
-        grid = padded.height // SIDE, padded.width // SIDE
         pixels = ((np.asarray(padded, dtype=np.float32) / 255 - MEAN) / STD).astype(np.float32).transpose(2, 0, 1)
         whole = torch.nn.functional.interpolate(torch.from_numpy(pixels)[None], (SIDE, SIDE), mode="bicubic").numpy()
         crops = pixels.reshape(3, grid[0], SIDE, grid[1], SIDE).transpose(1, 3, 0, 2, 4).reshape(-1, 3, SIDE, SIDE)
-        count = (grid[0] * grid[1] + 1) * GRID**2 + 1 + (grid[0] + 1) * GRID
         found = {"pixel_values": np.concatenate((whole, crops)), "grid": np.array(grid)}
-        return {**found, "text_replacement_offsets": [[{"replacement": EMBEDDING * count}]]}
+        return {**found, "text_replacement_offsets": [[{"replacement": EMBEDDING * num_embeddings(*grid)}]]}
+
+
+def crop_grid(width: int, height: int, most: int) -> tuple[int, int]:
+    """Rows and columns of the at most ``most`` crops of an image."""
+    ratio = max(width, height) / min(width, height)
+    scale = max(scale for scale in range(1, most + 1) if scale * math.ceil(scale / ratio) <= most)
+    other = math.ceil(int(scale * SIDE / ratio) / SIDE)
+    return (other, scale) if width >= height else (scale, other)

@@ -6,7 +6,6 @@ import functools
 import importlib
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Final
@@ -19,11 +18,10 @@ from ..models.cogvlm import TYPE as COGVLM
 from ..models.internvl_chat import TYPE as INTERNVL_CHAT
 from ..models.phi3_v import TYPE as PHI3_V
 from .items import ImageItem
+from .places import BREAK, ImagePlaces, PreparedImage
 
 NOT_INPUTS: Final = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "text_replacement_offsets", "num_crops")
 """What a processor returns beside that which the tower takes."""
-BREAK: Final = "\ufdd0"
-"""Stands in a placeholder that a user spelled, so that it is none; a noncharacter, which no text has."""
 
 
 class CrossedImages:
@@ -48,27 +46,13 @@ class CrossedImages:
         return {**tiles, "text_replacement_offsets": [[{"replacement": text[0]}]]}
 
 
-@dataclass(frozen=True)
-class _Prepared:
-    """text: what takes the place of the image in a prompt; token_ids: the same; the others as in ImageItem."""
-
-    text: str
-    token_ids: list[int]
-    count: int
-    key: bytes
-    inputs: dict[str, np.ndarray]
-    grid: tuple[int, int] | None
-
-
-class ImagePrompts:
+class ImagePrompts(ImagePlaces):
     """Prompts of the model in ``folder``, whose text has a placeholder for each image.
 
     config               config.json
     model_type .. experts  as ``Vision`` has them
     views                of a model whose layers attend to images; None: their embeddings take the place of tokens
     most                 images in a prompt; None: no limit
-    placeholder          the text that stands for an image in a prompt
-    is_spelled           it is no token, but text, also in messages, which chat templates take as they are
     """
 
     def __init__(
@@ -87,13 +71,13 @@ class ImagePrompts:
         most: int | None = None,
     ) -> None:
         """Raises ValueError for a tokenizer without the tokens that images need."""
-        self._folder, self._config, self._model_type, self._merge, self.whole = folder, config, model_type, merge, whole
-        self._tokenizer, self._is_single, self.views, self._most = tokenizer, experts, views, most
-        self.token_id, name = self._token(token_id)
-        self._placeholder_id, stands = self._token(placeholder_id)
+        super().__init__(model_type, experts, whole, views, most)
+        self._folder, self._config, self._merge, self._tokenizer = folder, config, merge, tokenizer
+        self.token_id, self.token_name = self._token(token_id)
+        self.placeholder_id, stands = self._token(placeholder_id)
         self.placeholder, self.is_spelled = placeholder or stands, placeholder is not None
         self._pattern = re.compile(re.escape(self.placeholder).replace(r"\{\}", r"\d+"))
-        self._spelled = re.compile("|".join((re.escape(name), re.escape(stands), self._pattern.pattern)))
+        self._spelled = re.compile("|".join((re.escape(self.token_name), re.escape(stands), self._pattern.pattern)))
 
     def _token(self, given: int | str) -> tuple[int, str]:
         """Its number and its name."""
@@ -105,18 +89,16 @@ class ImagePrompts:
 
     @property
     def chat_template(self) -> str | None:
-        """The processor's own; None: it has none."""
         return self._processor.chat_template
 
     def of_text(
         self, text: str, images: Sequence[Any], encode: Callable[[str], list[int]]
     ) -> tuple[list[int], tuple[ImageItem, ...]]:
-        """Token ids of a text, with as many placeholders for each image as it has embeddings. Raises ValueError."""
         pieces, found = self._pattern.split(text), self._pattern.findall(text)
-        self._check_count(len(found), images)
+        self._check_placeholders(len(found), images)
         if found != (expected := [self.nth_placeholder(nth) for nth in range(1, len(found) + 1)]):
             raise ValueError(f"the prompt has the placeholders {', '.join(found)}; expected {', '.join(expected)}")
-        prepared = [self._prepared(image) for image in images]
+        prepared = [self.prepared(image) for image in images]
         if self._model_type in (COGVLM, PHI3_V):  # their pieces are texts of their own
             ids, encode_later = list[int](), self._encode if self._model_type == COGVLM else encode
             for piece, image in zip(pieces, prepared):
@@ -133,61 +115,13 @@ class ImagePrompts:
         parts = text.split(BREAK)
         return [token for nth, part in enumerate(parts) for token in (self._encode(part) if nth else encode(part))]
 
-    def of_tokens(self, token_ids: list[int], images: Sequence[Any]) -> tuple[list[int], tuple[ImageItem, ...]]:
-        """The same of tokens, with one placeholder for each image. Raises ValueError."""
-        placeholder = self._placeholder_id
-        self._check_count(token_ids.count(placeholder), images)
-        prepared = [self._prepared(image) for image in images]
-        waiting, ids = iter(prepared), list[int]()
-        for token in token_ids:
-            ids += next(waiting).token_ids if token == placeholder else (token,)
-        return ids, self._placed(ids, prepared)
-
     def as_text(self, text: str) -> str:
-        """A user's text, in which a placeholder that is spelled stands for no image."""
         return self._spelled.sub(lambda found: found[0][0] + BREAK + found[0][1:], text)
 
     def nth_placeholder(self, nth: int) -> str:
-        """That of the image number ``nth``, from 1 on."""
         return self.placeholder.replace("{}", str(nth))
 
-    def _check_count(self, count: int, images: Sequence[Any]) -> None:
-        if count != len(images):
-            raise ValueError(
-                f"the prompt has {count} times {self.placeholder!r}, the placeholder of an image, and multi_modal_data has "
-                f"{len(images)} images: give one for each"
-            )
-        if self._is_single and count > 1:
-            raise ValueError(
-                f"the prompt has {count} images, but models of type {self._model_type!r} read one: leave out the others"
-            )
-        if self._most is not None and count > self._most:
-            raise ValueError(
-                f"the prompt has {count} images, but this engine takes {self._most} of one prompt: give fewer, or raise "
-                "limit_mm_per_prompt (model.limit_mm_per_prompt.image)"
-            )
-
-    def _placed(self, ids: list[int], prepared: Sequence[_Prepared]) -> tuple[ImageItem, ...]:
-        places = np.flatnonzero(np.array(ids) == self.token_id)
-        if len(places) != (wanted := sum(found.count for found in prepared)):
-            raise ValueError(
-                f"the prompt has {len(places)} placeholders of embeddings, and its images have {wanted}: leave "
-                f"{self._tokenizer.convert_ids_to_tokens(self.token_id)!r} out of it"
-            )
-        items, first = [], 0
-        for found in prepared:
-            own = places[first : first + found.count]
-            if own[-1] - own[0] != found.count - 1:
-                raise ValueError(
-                    "the processor cuts images into several parts (pan and scan), which this version does not serve: set "
-                    f"do_pan_and_scan=false in the preprocessor_config.json in {self._folder}"
-                )
-            items.append(ImageItem(int(own[0]), found.count, found.key, found.inputs, found.grid))
-            first += found.count
-        return tuple(items)
-
-    def _prepared(self, image: Any) -> _Prepared:
-        """Of each image alone: several may be padded to the size of the largest."""
+    def prepared(self, image: Any) -> PreparedImage:
         image, processor = checked_image(image, still=True), self._processor
         try:
             # Of an image with a side of 1 or 3 the library would take that for its colors.
@@ -216,7 +150,13 @@ class ImagePrompts:
         if self._merge is not None:
             _, rows, columns = inputs["image_grid_thw"][0].tolist()
             grid = rows // self._merge, columns // self._merge
-        return _Prepared(text, ids, ids.count(self.token_id), digest.digest(), inputs, grid)
+        places = np.flatnonzero(np.array(ids) == self.token_id)
+        if len(places) and places[-1] - places[0] != len(places) - 1:
+            raise ValueError(
+                "the processor cuts images into several parts (pan and scan), which this version does not serve: set "
+                f"do_pan_and_scan=false in the preprocessor_config.json in {self._folder}"
+            )
+        return PreparedImage(text, ids, len(places), digest.digest(), inputs, grid)
 
     def _encode(self, text: str) -> list[int]:
         found: list[int] = self._tokenizer.encode(text, add_special_tokens=False)

@@ -10,8 +10,6 @@ def images_refusal(config: EngineConfig) -> str | None:
     parallel, speculative = config.parallel, config.speculative_config
     if config.model.limit_mm_per_prompt.get("image") == 0:
         return "model.limit_mm_per_prompt.image=0 allows none; raise it, or leave it out"
-    if config.executor.kind not in ("local", "distributed"):
-        return f"executor.kind={config.executor.kind} has no tower for them; set local"
     if parallel.pp > 1:
         return f"parallel.pp={parallel.pp} would have a tower in every stage; set 1"
     if parallel.num_schedulers > 1:

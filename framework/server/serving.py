@@ -128,7 +128,7 @@ class Serving:
         """Raises APIError for a prompt that cannot be served with so long an output, or with tokens that the model has not."""
         info, count = self.engine.info, len(prompt.token_ids)
         try:
-            check_prompt_tokens(prompt.token_ids, info.vocab_size)
+            check_prompt_tokens(prompt.token_ids, info.vocab_size, self.engine.inputs.placeholder)
         except ValueError as error:
             raise APIError(400, str(error), "prompt") from None
         if count + (max_tokens or 1) > info.max_model_len:

@@ -41,6 +41,6 @@ async def detokenize(body: DetokenizeBody, request: Request) -> Response:
     serving: Serving = request.app.state.serving
     serving.model_name(body.model)
     vocab_size = serving.engine.info.vocab_size
-    if any(token >= vocab_size for token in body.tokens):
+    if any(token >= vocab_size and token != serving.engine.inputs.placeholder for token in body.tokens):
         raise APIError(400, f"the model's token ids are 0 to {vocab_size - 1}", "tokens")
     return json_response({"prompt": await serving.tokenizing(lambda: serving.engine.inputs.decode(body.tokens))})

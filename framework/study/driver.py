@@ -8,6 +8,7 @@ from array import array
 from bisect import bisect_left
 from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tqdm import tqdm
@@ -24,7 +25,16 @@ if TYPE_CHECKING:
     from ..engine.engine import Engine
     from ..outputs import RequestOutput
 
-_COUNTERS = ("num_preemptions", "num_chunked_prefills", "num_denoising_passes", "prefix_query_tokens", "prefix_hit_tokens")
+_COUNTERS = (
+    "num_preemptions",
+    "num_chunked_prefills",
+    "num_denoising_passes",
+    "prefix_query_tokens",
+    "prefix_hit_tokens",
+    "num_image_queries",
+    "num_image_hits",
+    "num_images_encoded",
+)
 """Of an engine's totals, those that a record keeps."""
 
 
@@ -113,11 +123,15 @@ class ServingEngine:
             replica=self.index,
             priority=request.priority,
             num_known_tokens=request.num_known_tokens,
+            num_images=len(request.images),
+            num_image_tokens=sum(image.count for image in request.images),
         )
         # Under a virtual clock nothing is gained by telling every token as it comes.
         kind = RequestOutputKind.FINAL_ONLY if isinstance(self.engine.clock, VirtualClock) else RequestOutputKind.DELTA
         try:
             prompt = self.engine.inputs.made_up(request.prompt_token_ids, request.decoder_token_ids)
+            if request.images:
+                prompt = replace(prompt, images=request.images)
             record.num_prompt_tokens = len(prompt.token_ids)
             record.num_encoder_tokens = 0 if prompt.encoder_input is None else prompt.encoder_input.num_tokens
             self.engine.add_request(
@@ -196,7 +210,8 @@ def run_workload(
             if behind is None or (arrivals.next_s is not None and behind.has_reached(arrivals.next_s)):
                 arrival_s, index = arrivals.pop()
                 request = workload[index]
-                prompt = EngineInput(request.prompt_token_ids)  # by which an encoder-decoder is chosen as well as any other
+                # By which an encoder-decoder is chosen as well as any other.
+                prompt = EngineInput(request.prompt_token_ids, images=request.images)
                 chosen = replicas[0 if router is None else router.route(prompt, engines)]
                 chosen.catch_up(arrival_s)
                 if not chosen.engine.has_unfinished():

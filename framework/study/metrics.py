@@ -6,6 +6,8 @@ first arrival to the last token. Goodput = requests per second that meet every S
 Of several engines, requests and time are pooled; a maximum is that of one engine.
 prefix_hit_rate_bound = what a cache that forgets nothing would find, as a trace's own names of blocks tell. ttft_priority_N: of the
 requests of that priority, where there are several.
+encoder_hit_rate = images whose embeddings were there when a request came to them / images that requests came to. images_per_s: of
+completed requests.
 num_encoder_tokens, encoder_tokens_per_s: what encoders of encoder-decoders gave; prompt tokens are those that decoders read.
 tokens_per_pass = output tokens / passes over a canvas of a request (block diffusion).
 chunk_gap = gaps between the outputs of a request, pooled, where drafts were checked or canvases denoised, so that tokens come
@@ -86,6 +88,12 @@ def compute_metrics(run: RunRecord, slo: SLOConfig, percentiles: Sequence[float]
         metrics["tokens_per_pass"] = metrics["num_output_tokens"] / run.num_denoising_passes
     if run.prefix_query_tokens:
         metrics["prefix_hit_rate"] = run.prefix_hit_tokens / run.prefix_query_tokens
+    if num_images := sum(request.num_images for request in served):
+        metrics["num_images"] = num_images
+        metrics["num_image_tokens"] = sum(request.num_image_tokens for request in served)
+    if run.num_image_queries:
+        metrics["num_images_encoded"] = run.num_images_encoded
+        metrics["encoder_hit_rate"] = run.num_image_hits / run.num_image_queries
     if any(run.drafts.drafts):
         metrics |= acceptance(run.drafts)
     if known := [request for request in run.requests if request.num_known_tokens is not None]:
@@ -112,6 +120,8 @@ def compute_metrics(run: RunRecord, slo: SLOConfig, percentiles: Sequence[float]
     if duration_s > 0:
         num_good = sum(meets(request, slo) for request in served)
         metrics["requests_per_s"] = len(served) / duration_s
+        if num_images:
+            metrics["images_per_s"] = num_images / duration_s
         metrics["goodput_per_s"] = num_good / duration_s
         metrics["output_tokens_per_s"] = metrics["num_output_tokens"] / duration_s
         metrics["total_tokens_per_s"] = (metrics["num_output_tokens"] + metrics["num_prompt_tokens"]) / duration_s

@@ -19,6 +19,7 @@ class RequestRecord:
     replica        the engine that served it
     num_encoder_tokens  that the encoder of an encoder-decoder gave, whose decoder read the prompt tokens; 0: it is none
     num_known_tokens  as of a WorkloadRequest
+    num_image_tokens  tokens of the prompt that stand for its images
     """
 
     request_id: str
@@ -31,6 +32,8 @@ class RequestRecord:
     replica: int = 0
     priority: int = 0
     num_known_tokens: int | None = None
+    num_images: int = 0
+    num_image_tokens: int = 0
     num_encoder_tokens: int = 0
 
     @property
@@ -75,7 +78,8 @@ class StepStatistics:
 
 @dataclass
 class RunRecord:
-    """Everything that metrics are computed from. ``steps``: of each engine; none of a system that does not show its steps."""
+    """Everything that metrics are computed from. ``steps``: of each engine; none of a system that does not show its steps; totals
+    of images are as in EngineStats."""
 
     requests: list[RequestRecord] = field(default_factory=list)
     steps: list[StepStatistics] = field(default_factory=list)
@@ -85,4 +89,7 @@ class RunRecord:
     num_denoising_passes: int = 0
     prefix_query_tokens: int = 0
     prefix_hit_tokens: int = 0
+    num_image_queries: int = 0
+    num_image_hits: int = 0
+    num_images_encoded: int = 0
     drafts: DraftCounts = field(default_factory=DraftCounts)

@@ -35,6 +35,8 @@ REQUEST_COLUMNS = (
     "last_token_s",
     "num_prompt_tokens",
     "num_output_tokens",
+    "num_images",
+    "num_image_tokens",
     "ttft_s",
     "tpot_s",
     "e2e_s",
@@ -42,7 +44,7 @@ REQUEST_COLUMNS = (
     "error",
     "num_encoder_tokens",
 )
-_LATER_COLUMNS = ("num_encoder_tokens",)
+_LATER_COLUMNS = ("num_encoder_tokens", "num_images", "num_image_tokens")
 """Of requests, that older files do not have."""
 
 
@@ -102,6 +104,8 @@ def write_requests(folder: Path, requests: Iterable[RequestRecord]) -> None:
                 "last_token_s": times[-1] if len(times) else None,
                 "num_prompt_tokens": r.num_prompt_tokens,
                 "num_output_tokens": len(times),
+                "num_images": r.num_images,
+                "num_image_tokens": r.num_image_tokens,
                 "ttft_s": ttft_s(r),
                 "tpot_s": tpot_s(r),
                 "e2e_s": e2e_s(r),

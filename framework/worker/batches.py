@@ -8,6 +8,7 @@ from functools import partial
 import numpy as np
 import torch
 
+from ..engine.attention_rows import num_decodes
 from ..models.batch import ForwardBatch, GroupBatch, StateBatch, WholeTokens
 from ..models.native import Diffusion
 from ..plan import AttentionMeta, BoundKernel, LayerKV, LoraMeta, StateMeta
@@ -17,9 +18,6 @@ from .images import Images
 from .request_rows import RequestRows
 from .step_rows import StepRows
 from .transfer import all_to_device, to_device
-
-MAX_DECODE_TOKENS = 8
-"""Rows with at most this many tokens at the front of a step, all of which have a cached prefix, run as decodes."""
 
 
 class Batches:
@@ -67,9 +65,7 @@ class Batches:
             rows = rows.by_canvas(size, prompts // size * size * self._diffusion.causal_prompt)
         device, row_of_token = self.rows.device, np.repeat(np.arange(len(rows.seats)), rows.counts)
         positions = np.arange(rows.bounds[-1]) + (rows.first - rows.bounds[:-1])[row_of_token]
-        # Decodes come first; a short row anywhere else would be the tail of a prompt, which prefill handles too.
-        is_decode = (rows.counts <= MAX_DECODE_TOKENS) & (rows.first > 0)
-        n = len(is_decode) if is_decode.all() else int(np.argmin(is_decode))
+        n = num_decodes(rows.counts, rows.first)
         lengths, cu_q = rows.lengths.astype(np.int32), rows.bounds.astype(np.int32)
         width = self.rows.table_width(int(lengths.max()))
         arrays = (

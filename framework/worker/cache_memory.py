@@ -8,7 +8,9 @@ from collections.abc import Mapping
 import torch
 
 from ..engine.kv_cache.spec import CacheGroup, PagedKV, State, shared_part_bytes
+from ..logs import memory_size
 from ..plan import LayerKV
+from .devices import Device
 
 STATE_PAGE_WIDTH = 128
 """Most elements of a head in a page that is a row of states: what copies pages holds whole heads in registers."""
@@ -65,3 +67,16 @@ def _layer(parts: list[torch.Tensor], spec: PagedKV, block_size: int) -> LayerKV
 def _view(memory: torch.Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
     """The pages of a layer: of each block as many bytes as one of ``shape`` takes."""
     return memory[:, : math.prod(shape) * dtype.itemsize].view(dtype).unflatten(1, shape)
+
+
+def check_cache_fits(num_blocks: int, needed: int, states: int, device: Device) -> None:
+    """Raises ValueError for a cache of ``needed`` bytes, and ``states`` beside it, that the device has no memory for, before they
+    are allocated."""
+    memory = device.memory()
+    if memory is not None and needed + states > memory.available:
+        beside = f" and states {memory_size(states)}" if states else ""
+        raise ValueError(
+            f"a KV cache of {num_blocks} blocks takes {memory_size(needed)}{beside}, but {device.name} has "
+            f"{memory_size(memory.available)} available beside the weights, of {memory_size(memory.total)}: lower cache.num_blocks "
+            f"(or cache.memory_bytes){', or scheduler.max_num_seqs or cache.state_snapshots' if states else ''}, or free some"
+        )

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..engine.attention_rows import MAX_DECODE_TOKENS
 from ..models.batch import ForwardBatch, GroupBatch, StateBatch
 from ..models.protocol import Model
 from ..plan import AttentionMeta, LoraMeta, StateMeta
-from .batches import MAX_DECODE_TOKENS, Batches
+from .batches import Batches
 from .devices import Capture, Replay
 from .request_rows import RequestRows
 from .step_rows import StepRows

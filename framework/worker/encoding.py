@@ -12,8 +12,8 @@ from ..engine.encoding import EncoderInput, View
 from ..engine.step import StepInput
 from ..models.decoder import Decoder
 from ..models.encoder import Encoder
-from ..models.image_encoder import ImageEncoder
 from ..plan import BoundKernel, LayerKV
+from .image_embeddings import ImageEmbeddings
 from .request_rows import RequestRows
 from .transfer import is_device_loss, to_device
 
@@ -29,7 +29,7 @@ class EncoderRunner:
 
     def __init__(
         self,
-        encoder: Encoder | ImageEncoder,
+        encoder: Encoder | ImageEmbeddings,
         decoder: Decoder,
         rows: RequestRows,
         caches: Mapping[int, LayerKV],
@@ -41,6 +41,8 @@ class EncoderRunner:
 
     def apply(self, step: StepInput) -> dict[int, str]:
         """After the rows have taken in the step. Row -> why what its request gave was not encoded."""
+        if isinstance(self._encoder, ImageEmbeddings):
+            self._encoder.apply(step)
         failed = {}
         for new in step.new:
             if new.encoder_input is not None:

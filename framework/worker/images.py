@@ -12,11 +12,11 @@ import torch
 from ..engine.step import StepInput
 from ..models.batch import ExpertTokens, ImageTokens
 from ..multimodal.items import ImageItem, rotary_positions
+from .image_embeddings import ImageEmbeddings
 from .step_rows import StepRows
 from .transfer import all_to_device, to_device
 
 if TYPE_CHECKING:
-    from ..models.tower import Tower
     from ..models.vision import Vision
 
 _logger = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ class _Seat:
 
 
 class Images:
-    """Embeddings of the images that the scheduler's books say are kept, and the images of the requests that hold a seat.
+    """The images of the requests that hold a seat, whose embeddings take the place of tokens.
 
     whole          tokens of an image see each other
     max_model_len  rows of the tables of angles for single ones
@@ -41,23 +41,16 @@ class Images:
     """
 
     def __init__(
-        self, tower: Tower, num_seats: int, max_model_len: int, device: torch.device, vision: Vision, is_alone: bool
+        self, embeddings: ImageEmbeddings, num_seats: int, max_model_len: int, device: torch.device, vision: Vision
     ) -> None:
-        """is_alone: this rank is the only one; of several, all fail together."""
         self.whole, self._has_experts = vision.whole, vision.experts
-        self._tower, self._max_model_len, self._device, self._is_alone = tower, max_model_len, device, is_alone
-        self._embeddings: dict[bytes, torch.Tensor] = {}
-        self._errors: dict[bytes, str] = {}  # of this step
+        self._embeddings, self._max_model_len, self._device = embeddings, max_model_len, device
         self._seats: dict[int, _Seat] = {}
         self.deltas = np.zeros(num_seats + 1, dtype=np.int64) if vision.has_positions else None
 
     def apply(self, step: StepInput) -> None:
         """Takes in the deltas of a step: what is forgotten, what is encoded, new requests."""
-        for key in step.forgotten:
-            self._embeddings.pop(key, None)
-        self._errors.clear()
-        for image in step.images:
-            self._encode(image)
+        self._embeddings.apply(step)
         for seat in step.released:
             self._leave(seat)
         for new in step.new:
@@ -70,14 +63,12 @@ class Images:
                 self._seats[new.seat] = _Seat(new.images, positions, delta)
 
     def failures(self, rows: StepRows) -> dict[int, str]:
-        """Rows of a step that compute tokens of images without embeddings, and why: the tower failed, now or, where an earlier step
-        was to encode them, again."""
+        """Rows of a step that compute tokens of images without embeddings, and why."""
         found = {}
         for row, image, *_ in self._overlaps(rows):
-            if image.key not in self._embeddings and image.key not in self._errors:
-                self._encode(image)
-            if image.key in self._errors:
-                found[row] = self._errors[image.key]
+            if (error := self._embeddings.error(image)) is not None:
+                _logger.error("an image was not encoded", exc_info=error)
+                found[row] = f"an image was not encoded: {type(error).__name__}: {error}"
         return found
 
     def are_in(self, rows: StepRows) -> bool:
@@ -91,7 +82,7 @@ class Images:
         for row, image, start, end in self._encoded(rows):
             place = int(rows.bounds[row] - rows.first[row])
             tokens.append(np.arange(place + start, place + end))
-            parts.append(self._embeddings[image.key][start - image.start : end - image.start])
+            parts.append(self._embeddings[image][start - image.start : end - image.start])
             lasts += [place + end - 1] if end == image.end else []
         if not parts:
             return None
@@ -127,24 +118,9 @@ class Images:
             count += len(apart)
         return found, np.concatenate(mixed, axis=1)
 
-    def _encode(self, image: ImageItem) -> None:
-        try:
-            found = self._tower.encode(image.inputs)
-            if len(found) != image.count:
-                raise ValueError(
-                    f"the tower gives {len(found)} embeddings of an image that has {image.count} placeholders: the files of the "
-                    "processor are of another model"
-                )
-            self._embeddings[image.key] = found
-        except Exception as error:
-            if not self._is_alone:
-                raise
-            _logger.error("an image was not encoded", exc_info=error)
-            self._errors[image.key] = f"an image was not encoded: {type(error).__name__}: {error}"
-
     def _encoded(self, rows: StepRows) -> list[tuple[int, ImageItem, int, int]]:
         """The same as ``_overlaps``, of images that have embeddings."""
-        return [found for found in self._overlaps(rows) if found[1].key not in self._errors]
+        return [found for found in self._overlaps(rows) if self._embeddings.error(found[1]) is None]
 
     def _overlaps(self, rows: StepRows) -> list[tuple[int, ImageItem, int, int]]:
         """(row, image, start, end): the tokens of an image, by their place in the sequence, that a step computes."""

@@ -9,15 +9,14 @@ import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import replace
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
 from ..clock import Clock
-from ..config import EngineConfig, LoraConfig
+from ..config import EngineConfig
 from ..engine.executor import Executor, Handle, LoadedAdapter
-from ..engine.kv_cache.memory import cache_blocks, state_rows
+from ..engine.kv_cache.memory import cache_blocks, logit_rows, state_rows
 from ..engine.kv_cache.spec import ELEMENT_BYTES, CacheGroup, block_bytes, group_layers, own_groups
 from ..engine.step import StepInput
 from ..logs import memory_size
@@ -30,26 +29,28 @@ from ..models.expert_balancer import ExpertBalancer
 from ..models.expert_map import ExpertMap
 from ..models.image_encoder import ImageEncoder
 from ..models.load import load_model
-from ..models.lora.slots import lora_bytes, rank_parts
 from ..models.parallel import Parallel
 from ..models.pooling.load import load_heads
 from ..models.quantization.table import read_scheme
-from ..models.ranks import rank_architecture, rank_cache_specs, stage_weight_bytes, stages
+from ..models.ranks import rank_cache_specs
 from ..models.read import ModelInfo
-from ..models.weights import weight_bytes
 from ..multimodal.support import images_refusal
 from ..plan import AttentionMeta, KernelPlan, LoraMeta, StateMeta
 from .adapter_host import AdapterHost
-from .cache_memory import allocate_caches, allocate_states
+from .cache_memory import allocate_caches, allocate_states, check_cache_fits
 from .devices import Capture, Device, graph_sizes, open_device
 from .drafting.drafter import Drafter, check_drafter, load_drafter
 from .drafting.draws import draft_probs_shape
+from .image_embeddings import ImageEmbeddings
 from .images import Images
 from .pooling.runner import PoolingRunner
 from .probes import Probes
 from .runner import Runner
 from .transfer import device_losses
-from .weight_memory import check_weights_fit, tensor_bytes
+from .weight_memory import check_weights_fit, nominal_weight_bytes, tensor_bytes
+
+if TYPE_CHECKING:
+    from ..models.tower import Tower
 
 _logger = logging.getLogger(__name__)
 OPS_OUTSIDE_GRAPHS = (
@@ -95,7 +96,7 @@ class LocalExecutor:
             from ..models.tower import load_tower, tower_bytes  # slow to import, and needed for few models
 
             tower_size = tower_bytes(config.model, model)
-        self.nominal_weight_bytes = round(_weight_bytes(config, model, parallel)) + tower_size
+        self.nominal_weight_bytes = round(nominal_weight_bytes(config, model, parallel)) + tower_size
         check_weights_fit(self.nominal_weight_bytes, model, device)
         if config.speculative_config.place == "device":
             check_drafter(config, model)
@@ -126,17 +127,17 @@ class LocalExecutor:
                 config.lora,
                 config.scheduler.max_num_batched_tokens if embeds_images else 0,
             )
-            tower = load_tower(config.model, model, self.plan, device.torch, config.seed) if has_tower else None
-            self._tower = tower if embeds_images else None
-            self._encoder: Encoder | ImageEncoder | None = None
-            if tower is not None and not embeds_images:
-                self._encoder = ImageEncoder(tower)
+            self._tower: Tower | ImageEncoder | None = None
+            self._encoder: Encoder | None = None
+            if has_tower:
+                tower = load_tower(config.model, model, self.plan, device.torch, config.seed)
+                self._tower = tower if embeds_images else ImageEncoder(tower)
             elif model.encoding is not None and model.encoding.max_images is None:
                 from ..models.encoder import load_encoder  # slow to import, and needed for few models
 
                 self._encoder = load_encoder(config.model, model, cast(Decoder, self._model), self.plan, device.torch, config.seed)
-            encoder = None if self._encoder is None else self._encoder.module
-            self.weight_bytes = tensor_bytes((self._model, tower, encoder))
+            modules = [part.module for part in (self._tower, self._encoder) if part is not None]
+            self.weight_bytes = tensor_bytes((self._model, modules))
             said.append(f"{memory_size(self.weight_bytes)} of {model.name} in {model.dtype} on {device.name}")
         self._adapters = None if self._model.lora is None else AdapterHost(config, model, self._model.lora)
         self.groups, self._own_groups = self._groups(config, model, parallel)
@@ -149,7 +150,7 @@ class LocalExecutor:
         with _phase("KV cache") as said:
             self.num_blocks = self._fit_blocks(config, device)
             cache_bytes = self.num_blocks * _block_bytes(self._own_groups, self._drafter, config.cache.block_size)
-            _check_cache_fits(self.num_blocks, cache_bytes, self._state_bytes(config), device)
+            check_cache_fits(self.num_blocks, cache_bytes, self._state_bytes(config), device)
             caches = allocate_caches(self._own_groups, self.num_blocks, config.cache.block_size, device.torch)
             said.append(f"{self.num_blocks} blocks of {config.cache.block_size} tokens, {memory_size(cache_bytes)}")
             states = allocate_states(self._model.state_specs(), state_rows(config), device.torch)
@@ -175,8 +176,7 @@ class LocalExecutor:
             config.scheduler.in_flight_steps or self.in_flight_steps,
             config.speculative_config,
             states,
-            self._images(config, model, device.torch),
-            self._encoder,
+            *self._readers(config, model, device.torch),
             self._most_encoded,
             self._diffusion,
         )
@@ -241,13 +241,17 @@ class LocalExecutor:
         assert self._adapters is not None, "engines without adapters ask for none"
         return self._adapters
 
-    def _images(self, config: EngineConfig, model: ModelInfo, device: torch.device) -> Images | None:
-        """None for a model that reads none."""
+    def _readers(
+        self, config: EngineConfig, model: ModelInfo, device: torch.device
+    ) -> tuple[Images | None, Encoder | ImageEmbeddings | None]:
+        """Of what the runner is given beside tokens: what takes the place of some, and to what layers attend."""
         if self._tower is None:
-            return None
+            return None, self._encoder
+        embeddings = ImageEmbeddings(self._tower, config.parallel.num_ranks == 1)
+        if model.encoding is not None:
+            return None, embeddings
         assert model.vision is not None
-        num_seats, is_alone = config.scheduler.max_num_seqs, config.parallel.num_ranks == 1
-        return Images(self._tower, num_seats, self.max_model_len, device, model.vision, is_alone)
+        return Images(embeddings, config.scheduler.max_num_seqs, self.max_model_len, device, model.vision), None
 
     def _load_drafter(self, config: EngineConfig, model: ModelInfo, device: torch.device) -> Drafter | None:
         """None where the host makes drafts, or nobody does."""
@@ -318,6 +322,8 @@ class LocalExecutor:
         writes nothing but the null block."""
         if self._encoder is not None and self._encoding is not None:
             self._encoder.encode(self._encoder.longest(self._encoding.max_tokens))
+        if isinstance(self._tower, ImageEncoder):
+            self._tower.encode(self._tower.longest())
         size, num_tokens = config.cache.block_size, config.scheduler.max_num_batched_tokens
         longest = min(num_tokens, self.max_model_len)
         starts = [*range(0, num_tokens, longest), num_tokens]
@@ -328,7 +334,9 @@ class LocalExecutor:
         lengths = cu_q.diff()
         groups = [GroupBatch(skip, None, AttentionMeta(cu_q, lengths, table, longest, longest)) for _ in self.groups]
         ids = torch.zeros(num_tokens, dtype=torch.int64, device=device)
-        rows = torch.zeros(config.scheduler.max_num_seqs, dtype=torch.int64, device=device)
+        rows = torch.zeros(
+            logit_rows(config, self._diffusion.canvas_size if self._diffusion else 1), dtype=torch.int64, device=device
+        )
         positions = torch.arange(num_tokens, device=device) % longest
         batch = ForwardBatch(ids, positions, 0, groups, caches, rows)
         if self.has_states:
@@ -354,50 +362,6 @@ def _phase(name: str) -> Iterator[list[str]]:
     _logger.info("%s: %s, in %.1f s", name, ", ".join(said), time.perf_counter() - start_s)
 
 
-def _weight_bytes(config: EngineConfig, model: ModelInfo, parallel: Parallel) -> float:
-    """What the weights of this rank will take, with the slots for adapters and the heads of a model that pools."""
-    if model.encoding is not None and model.encoding.max_images is None:
-        from ..models.encoder import encoder_bytes
-
-        return _weight_bytes(config, replace(model, encoding=None), parallel) + encoder_bytes(config.model, model)
-    if model.pooling is not None and (layers := model.pooling.classifier + model.pooling.projection):
-        heads = sum(layer.rows * layer.columns for layer in layers)  # always float32
-        return _weight_bytes(config, replace(model, pooling=None), parallel) + torch.float32.itemsize * heads
-    if model.architecture is not None and config.lora.enabled:
-        without = replace(config, lora=LoraConfig())
-        return _weight_bytes(without, model, parallel) + lora_bytes(
-            rank_parts(model.architecture, parallel, config.lora), config.lora, getattr(torch, model.dtype)
-        )
-    if model.architecture is not None:
-        scheme = read_scheme(model.quantization, config.quant)
-        if parallel.tp.size * parallel.pp.size * parallel.ep.size > 1:
-            sizes = parallel.sizes
-            rank = rank_architecture(model.architecture, sizes)
-            stage = stages(model.architecture, sizes.pp)[parallel.pp.rank]
-            return stage_weight_bytes(rank, stage, sizes.ep, scheme, model.dtype, sizes.redundant_experts)
-        return weight_bytes(model.architecture, scheme, getattr(torch, model.dtype), model.max_model_len)
-    import transformers
-
-    from ..models.library import num_library_weights  # slow to import, and needed for few models
-    from ..models.transformers_model import servable_config
-
-    kind = transformers.AutoModelForCausalLM if model.diffusion is None else transformers.AutoModelForMultimodalLM
-    return num_library_weights(config.model, servable_config(config.model, model), kind) * ELEMENT_BYTES[model.dtype]
-
-
 def _block_bytes(groups: tuple[CacheGroup, ...], drafter: Drafter | None, block_size: int) -> int:
     """Of all that is kept of a block's tokens."""
     return block_bytes(groups, block_size) + block_size * (0 if drafter is None else drafter.token_bytes())
-
-
-def _check_cache_fits(num_blocks: int, needed: int, states: int, device: Device) -> None:
-    """Raises ValueError for a cache of ``needed`` bytes, and ``states`` beside it, that the device has no memory for, before they
-    are allocated."""
-    memory = device.memory()
-    if memory is not None and needed + states > memory.available:
-        beside = f" and states {memory_size(states)}" if states else ""
-        raise ValueError(
-            f"a KV cache of {num_blocks} blocks takes {memory_size(needed)}{beside}, but {device.name} has "
-            f"{memory_size(memory.available)} available beside the weights, of {memory_size(memory.total)}: lower cache.num_blocks "
-            f"(or cache.memory_bytes){', or scheduler.max_num_seqs or cache.state_snapshots' if states else ''}, or free some"
-        )

@@ -15,7 +15,6 @@ from ..engine.step import StepInput, StepOutput
 from ..models.batch import CanvasTokens
 from ..models.decoder import Decoder
 from ..models.encoder import Encoder
-from ..models.image_encoder import ImageEncoder
 from ..models.native import Diffusion
 from ..models.protocol import Model, Redrawn
 from ..plan import KernelPlan, LayerKV, LoraMeta
@@ -28,11 +27,14 @@ from .decode_graphs import DecodeGraphs
 from .devices import Capture
 from .drafting.proposer import DeviceProposer, Verified
 from .encoding import EncoderRunner
+from .image_embeddings import ImageEmbeddings
 from .images import Images
 from .request_rows import RequestRows
 from .sampler import PendingLogprobs, Sampled, Sampler
 from .step_rows import DraftRows, Masks, SampleRows, StepRows
 from .transfer import HostCopy, all_to_device, device_losses, is_device_loss, to_device
+
+_OF_CANVASES = ("confidences", "best", "entropies")
 
 
 class StepHandle:
@@ -62,14 +64,14 @@ class StepHandle:
             prompt = {row: list(pending.by_row().values()) for row, pending in self._prompt.items()}
             tokens, *others = self._copy.lists()
         found = dict(zip(self._parts, others))
-        drafts, said = found.get("drafts"), found.get("entropies", [])
-        output = StepOutput(self._step_id, tokens, None, logprobs, prompt, self._failed, drafts, entropies=said)
+        drafts, canvases = found.get("drafts"), {name: found[name] for name in _OF_CANVASES if name in found}
+        output = StepOutput(self._step_id, tokens, None, logprobs, prompt, self._failed, drafts, **canvases)
         return _without_wrong_drafts(output, found["accepted"], self._num_logits) if "accepted" in found else output
 
     def _sample(self, masks: np.ndarray | None) -> None:
         sampled = self._launch(masks)
         self._logprobs = sampled.logprobs
-        self._parts = [name for name in ("accepted", "drafts", "entropies") if getattr(sampled, name) is not None]
+        self._parts = [name for name in ("accepted", "drafts", *_OF_CANVASES) if getattr(sampled, name) is not None]
         self._copy = HostCopy(sampled.tokens, *(getattr(sampled, name) for name in self._parts))
 
 
@@ -99,7 +101,7 @@ class Runner:
         speculative: SpeculativeConfig,
         states: Mapping[int, tuple[torch.Tensor, ...]] | None = None,
         images: Images | None = None,
-        encoder: Encoder | ImageEncoder | None = None,
+        encoder: Encoder | ImageEmbeddings | None = None,
         max_encoded: int = 0,
         diffusion: Diffusion | None = None,
     ) -> None:
@@ -108,7 +110,7 @@ class Runner:
         takes of a request at most; diffusion: of a model that denoises."""
         self.images, self.model, self.caches, self.device = images, model, caches, device
         self._diffusion, redraws = diffusion, None if diffusion is None else diffusion.redraws
-        tells = {"tells_all": diffusion is not None, "tells_best": redraws is not None}
+        tells = {"tells_all": diffusion is not None and redraws is None, "tells_best": redraws is not None}
         self.sampler = Sampler(plan, num_seats, model.vocab_size, device, speculative, **tells)
         self._canvases: Canvases | None = None
         behind = 0  # tokens of a canvas that no sequence is long enough for

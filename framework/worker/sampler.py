@@ -48,14 +48,16 @@ class PendingLogprobs:
 class Sampled:
     """What a step chose: tokens int32 [R'] on the device; accepted int64 [R], how many drafts were right of each row that yields
     tokens, None without drafts; log-probabilities of logit rows that asked; drafts int64 [R, n] of what follows, where the
-    host is to know; logits f32 [R', V] that they were drawn from, before filters; entropies f32 [R'] of these, where the host is to
-    know."""
+    host is to know; logits f32 [R', V] that they were drawn from, before filters. Where the host is to know: confidences f32 [R'],
+    log-probabilities of the tokens, best int64 [R'], the most probable token of the logits, and entropies f32 [R'] of these."""
 
     tokens: torch.Tensor
     accepted: torch.Tensor | None = None
     logprobs: PendingLogprobs | None = None
     drafts: torch.Tensor | None = None
     logits: torch.Tensor | None = None
+    confidences: torch.Tensor | None = None
+    best: torch.Tensor | None = None
     entropies: torch.Tensor | None = None
 
 
@@ -73,8 +75,8 @@ class Sampler:
         tells_all: bool = False,
         tells_best: bool = False,
     ) -> None:
-        """tells_all: the log-probability of every token that is drawn, whether its request asked for it or not. tells_best: of the
-        most probable token in its place, once penalties are in, and the logits that are drawn from."""
+        """tells_all: ``Sampled.confidences``, whoever asked for log-probabilities. tells_best: ``best`` and the logits, once
+        penalties are in, and log-probabilities are of that token."""
         speculative = speculative or SpeculativeConfig()
         self._penalties = Penalties(plan, num_seats, vocab_size, device)
         self._gather_logprobs = plan.bind("gather_logprobs", facts={"vocab_size": vocab_size})
@@ -87,7 +89,7 @@ class Sampler:
         target = Target(plan, self._draw, self._seats, vocab_size, draft_probs)
         self._accept = RULES[speculative.acceptance_rule](target, speculative)
         self._draw_draft = draft_draw(speculative, plan, self._seats, vocab_size, draft_probs, self._draw)
-        self._fewest_logprobs, self._tells_best = 0 if tells_all else _NONE, tells_best
+        self._tells_all, self._tells_best = tells_all, tells_best
         self._num_logprobs = np.full(num_seats, _NONE, dtype=np.int64)
         self._num_prompt_logprobs = np.full(num_seats, _NONE, dtype=np.int64)
 
@@ -95,7 +97,7 @@ class Sampler:
         """Fills the request's row."""
         params, seat = request.sampling, request.seat
         self._seats.add(request)
-        self._num_logprobs[seat] = self._fewest_logprobs if params.logprobs is None else params.logprobs
+        self._num_logprobs[seat] = _NONE if params.logprobs is None else params.logprobs
         self._num_prompt_logprobs[seat] = _NONE if params.prompt_logprobs is None else params.prompt_logprobs
         self._penalties.add(request)
 
@@ -106,7 +108,7 @@ class Sampler:
         wanted = self._num_logprobs[rows.seats]
         wants = np.flatnonzero(wanted > _NONE)
         chosen = to_device(wants, self.device) if len(wants) else None
-        raw = logits[chosen] if chosen is not None and not self._tells_best else None
+        raw = logits.clone() if self._tells_all else logits[chosen] if chosen is not None and not self._tells_best else None
         penalized = self._penalties.apply(logits, rows, token_ids)
         final = logits if penalized is None else penalized
         if rows.heat is not None:
@@ -117,13 +119,18 @@ class Sampler:
         else:
             tokens, accepted = self._accept(final, rows, rows.drafts, token_ids)
         self._penalties.count(rows, tokens, accepted)
+        counts = self._full_counts(wanted[wants])
+        if self._tells_all:
+            assert raw is not None
+            gathered = self._gather(raw, tokens, counts)
+            told = None if chosen is None else PendingLogprobs(wants, counts, [tuple(part[chosen] for part in gathered)])
+            return Sampled(tokens, logprobs=told, confidences=gathered[1])
         if self._tells_best:
-            counts = self._full_counts(wanted)
-            told = PendingLogprobs(wants, counts, [self._gather(final, final.argmax(-1), counts)])
-            return Sampled(tokens, logprobs=told, logits=final)
+            best = final.argmax(-1)
+            told = None if chosen is None else PendingLogprobs(wants, counts, [self._gather(final[chosen], best[chosen], counts)])
+            return Sampled(tokens, logprobs=told, logits=final, best=best)
         if raw is None or chosen is None:
             return Sampled(tokens, accepted)
-        counts = self._full_counts(wanted[wants])
         return Sampled(tokens, accepted, PendingLogprobs(wants, counts, [self._gather(raw, tokens[chosen], counts)]))
 
     def draw_drafts(self, logits: torch.Tensor, row_to_seat: torch.Tensor, position: torch.Tensor) -> torch.Tensor:

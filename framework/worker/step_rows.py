@@ -8,6 +8,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
+from ..engine.attention_rows import canvas_rows
 from .transfer import all_to_device
 
 
@@ -32,14 +33,9 @@ class StepRows:
         return cls(seats, counts, first, first + counts, bounds, num_logits)
 
     def by_canvas(self, size: int, causal: np.ndarray) -> StepRows:
-        """The same tokens, in rows that end with a canvas of ``size`` each, as far as they see, so that attention within them
-        needs to know no order. causal: int64 [R], tokens of a sequence that see nothing behind them, and so are a row each."""
-        row_of = np.repeat(np.arange(len(self.seats)), self.counts)
-        places = np.arange(self.bounds[-1]) + (self.first - self.bounds[:-1])[row_of]
-        ends = np.where(places < causal[row_of], places + 1, (places // size + 1) * size)
-        begins = np.flatnonzero(np.diff(row_of, prepend=-1) | np.diff(ends, prepend=0))
-        counts = np.diff(begins, append=len(places))
-        return StepRows.of(self.seats[row_of[begins]], counts, places[begins], np.zeros_like(counts))
+        """The same tokens, in rows as ``canvas_rows`` has them."""
+        row_of, counts, first = canvas_rows(self.counts, self.first, size, causal)
+        return StepRows.of(self.seats[row_of], counts, first, np.zeros_like(counts))
 
     @cached_property
     def sampled(self) -> np.ndarray:

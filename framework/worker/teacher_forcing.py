@@ -48,6 +48,11 @@ class TeacherForcing(LocalExecutor):
     def __init__(self, config: EngineConfig, model: ModelInfo, window_tokens: int, chunk_tokens: int, num_rows: int = 1) -> None:
         """num_rows: windows side by side in a step; chunk_tokens: of each."""
         model.check_generates("teacher forcing")
+        if model.encoding is not None and model.encoding.max_images is None:
+            raise ValueError(
+                f"teacher forcing is for models that read tokens alone, and {model.name!r} has an encoder that would read nothing: "
+                "choose another model"
+            )
         if window_tokens > model.max_model_len:
             raise ValueError(f"window_tokens={window_tokens} is more than the {model.max_model_len} positions of {model.name!r}")
         self._blocks_per_window = -(-window_tokens // config.cache.block_size)

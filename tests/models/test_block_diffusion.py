@@ -24,7 +24,7 @@ from framework.config import CacheConfig, LoraConfig, ModelConfig, ParallelConfi
 from framework.engine.diffusion import Denoising, DiffusionConfig
 from framework.engine.engine import Engine
 from framework.engine.request import Request
-from framework.engine.step import TokenLogprobs
+from framework.engine.step import StepOutput
 from framework.models.read import read_model
 from framework.outputs import RequestOutput
 from framework.sampling_params import BeamSearchParams, RequestOutputKind, StructuredOutputsParams
@@ -286,15 +286,16 @@ def test_the_defaults_of_a_checkpoint_ask_for_nothing_that_cannot_work(folder: P
 def test_a_token_is_settled_above_the_threshold_and_of_equals_the_first() -> None:
     def settle(probs: list[float], threshold: float) -> tuple[list[int], list[int]]:
         request = Request("0", [1, 2, 3], greedy(9), 20)
-        found = [TokenLogprobs(10 + i, math.log(prob), 1, [], []) for i, prob in enumerate(probs)]
-        denoising = Denoising(4, MASK, DiffusionConfig(threshold))
-        new = denoising.settle(request, [entry.token_id for entry in found], found)
-        return [entry.token_id for entry in new], sorted(request.settled)
+        denoising = Denoising(8, MASK, DiffusionConfig(threshold))
+        assert denoising.tokens(request, 3, 8) == [MASK] * 5
+        output = StepOutput(0, [7, *range(10, 15)], confidences=[0.0, *map(math.log, probs)])
+        return denoising.settle(request, output, slice(1, 6)), request.settled
 
-    assert settle([0.5, 0.5, 0.5, 0.5], 0.5) == ([10], [])
-    assert settle([0.4, 0.6, 0.5, 0.6], 0.5) == ([], [4, 6])
-    assert settle([1.0, 1.0, 1.0, 1.0], 1.0) == ([10], [])
-    assert settle([0.6, 0.6, 0.4, 0.6], 0.5) == ([10, 11], [6])
+    assert settle([0.5, 0.5, 0.5, 0.5, 0.5], 0.5) == ([10], [MASK] * 4)
+    assert settle([0.4, 0.6, 0.5, 0.6, 0.1], 0.5) == ([], [MASK, 11, MASK, 13, MASK])
+    assert settle([1.0, 1.0, 1.0, 1.0, 1.0], 1.0) == ([10], [MASK] * 4)
+    assert settle([0.6, 0.6, 0.4, 0.6, 0.5], 0.5) == ([10, 11], [MASK, 13, MASK])
+    assert settle([0.6, 0.6, 0.7, 0.6, 0.8], 0.5) == ([10, 11, 12, 13, 14], [])
 
 
 def test_a_mask_is_no_token(folder: Path) -> None:
@@ -541,11 +542,10 @@ def test_other_llada2_models_are_refused_by_name(said: str, field: dict[str, Any
         read_model(model)
 
 
-@pytest.mark.parametrize("kind", ["simulated", "null", "distributed"])
-def test_other_executors_are_refused_by_name(kind: str, folder: Path) -> None:
+def test_workers_are_refused_by_name(folder: Path) -> None:
     found = EngineConfig(ModelConfig(str(example("sdar", folder).folder), skip_tokenizer=True))
-    with pytest.raises(ValueError, match=rf"executor\.kind={kind}"):
-        build_engine(replace(found, executor=replace(found.executor, kind=kind)))
+    with pytest.raises(ValueError, match=r"executor\.kind=distributed"):
+        build_engine(replace(found, executor=replace(found.executor, kind="distributed")))
 
 
 def test_what_is_for_other_models_is_refused_by_name(folder: Path) -> None:

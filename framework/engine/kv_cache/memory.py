@@ -18,6 +18,11 @@ def state_rows(config: EngineConfig) -> int:
     return config.scheduler.max_num_seqs + config.cache.state_snapshots
 
 
+def logit_rows(config: EngineConfig, canvas_size: int = 1) -> int:
+    """Of the largest step. canvas_size: where a model denoises, tokens of a canvas."""
+    return min(config.scheduler.max_num_seqs * canvas_size, config.scheduler.max_num_batched_tokens)
+
+
 def useful_blocks(config: EngineConfig, num_groups: int, max_model_len: int) -> int:
     """What all seats can fill, and the null block."""
     return num_groups * config.scheduler.max_num_seqs * -(-max_model_len // config.cache.block_size) + 1

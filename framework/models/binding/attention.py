@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ class AttentionBinder:
     """Binds the attention of every layer; the tables of angles, and what rotates by them, are shared."""
 
     def __init__(self, binder: LayerBinder) -> None:
-        self._binder = binder
+        self._binder: LayerBinder = weakref.proxy(binder)  # which holds this one: in a circle all kernels would outlive their model
         self._kernels = AttentionKernels(binder.plan, binder.block_size, binder.cache_dtype, binder.device)
         self._expanded: list[BoundKernel] = []
         self._rotaries: dict[Rope, BoundKernel] = {}

@@ -2,10 +2,12 @@
 
 from .build import Arrival, Workload, WorkloadRequest, build_workload, draw_adapters, warmup_workload
 from .config import POPULARITIES, SamplingConfig, WorkloadConfig
+from .pictures import Pictures
 
 __all__ = [
     "POPULARITIES",
     "Arrival",
+    "Pictures",
     "SamplingConfig",
     "Workload",
     "WorkloadConfig",

@@ -10,9 +10,11 @@ from typing import NamedTuple
 import numpy as np
 
 from ...lora_request import LoRARequest
+from ...multimodal.items import ImageItem
 from ...sampling_params import SamplingParams
 from .arrivals import gamma_arrivals
 from .config import WorkloadConfig
+from .pictures import Pictures
 from .prompts import (
     ADAPTERS,
     ARRIVALS,
@@ -38,6 +40,7 @@ class WorkloadRequest:
     """One request.
 
     arrival_s     seconds after the start of the run; in a closed loop, of a user's first request only
+    prompt_token_ids  with the placeholders of its images
     think_time_s  closed loop: it arrives this long after its user's previous request finished; None in an open loop
     decoder_token_ids  of an encoder-decoder, what its decoder begins with behind what all do
     num_known_tokens  of its prompt's, at the start: those in blocks that an earlier request had too, as the trace's own names of
@@ -53,6 +56,7 @@ class WorkloadRequest:
     num_known_tokens: int | None = None
     lora_request: LoRARequest | None = None
     decoder_token_ids: list[int] = field(default_factory=list)
+    images: tuple[ImageItem, ...] = ()
 
 
 class Arrival(NamedTuple):
@@ -68,11 +72,18 @@ class Workload(Sequence[WorkloadRequest]):
     made when it is asked for, and not kept: a day of a trace has more prompt tokens than memory holds.
 
     encode    the model's tokenizer, None where there is none: then only sources that bring no text work
+    pictures  puts images into prompts; None where nothing takes them
     arrivals  of all requests
     """
 
-    def __init__(self, config: WorkloadConfig, vocab_size: int, encode: Encode | None) -> None:
+    def __init__(self, config: WorkloadConfig, vocab_size: int, encode: Encode | None, pictures: Pictures | None = None) -> None:
         config.validate()
+        if config.num_images and pictures is None:
+            raise ValueError(
+                f"workload.num_images={config.num_images} cannot work: what serves this workload is shown no images; only "
+                "experiments/serve.py with system=kernelswap shows some"
+            )
+        self._pictures = pictures
         self._config, self._entries, needs_tokenizer = config, *_entries(config)
         name = config.source if config.source != "auto" else "random" if encode is None else "python"
         if encode is None and (needs_tokenizer or SOURCES[name].needs_tokenizer):
@@ -105,7 +116,12 @@ class Workload(Sequence[WorkloadRequest]):
         index = range(len(self))[index]
         config, (arrival_s, user, think_time_s) = self._config, self.arrivals[index]
         num_output = self._num_output_tokens(index)
+        images: tuple[ImageItem, ...] = ()
         prompt = (self._prefix + self._prompt(index))[: config.max_prompt_tokens]
+        num_known = self._num_known_tokens(index, len(prompt))
+        if self._pictures is not None:
+            prompt, images = self._pictures.put(index, prompt, len(self._prefix))
+            num_known = None  # a trace knows nothing of images
         return WorkloadRequest(
             arrival_s,
             prompt,
@@ -119,9 +135,10 @@ class Workload(Sequence[WorkloadRequest]):
             user,
             think_time_s,
             self._priorities[index],
-            self._num_known_tokens(index, len(prompt)),
+            num_known,
             self._adapters[index],
             self._decoder_tokens(index),
+            images,
         )
 
     def _decoder_tokens(self, index: int) -> list[int]:

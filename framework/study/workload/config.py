@@ -53,6 +53,11 @@ class WorkloadConfig:
                     by chance, all as often; skewed: by chance, each 1.5 times as often as the next
     lora_folder     adapters of peft, in folders 1, 2, ... below it; None = they are made up at random, with lora_rank, on all
                     linear layers that there can be adapters of
+
+    num_images      images in each prompt, on top of its tokens: each before all that is its own, behind it, or somewhere within
+    image_width, image_height, image_spread    sides are uniform in mean * [1 - spread, 1 + spread], in pixels
+    num_distinct_images    each image is one of so many, by chance, so that some come again; None = no two are the same
+
     arrivals        open (at ``rate``), closed (``num_users`` users who wait for their completion), trace (the file's timestamps)
     rate            requests per second; inf = all at once
     burstiness      shape of the Gamma distribution of the gaps: 1 = Poisson, less = burstier, inf = even
@@ -82,6 +87,11 @@ class WorkloadConfig:
     lora_popularity: str = "uniform"
     lora_rank: int = 16
     lora_folder: str | None = None
+    num_images: int = 0
+    image_width: int = 640
+    image_height: int = 480
+    image_spread: float = 0.0
+    num_distinct_images: int | None = None
     arrivals: str = "open"
     rate: float = math.inf
     burstiness: float = 1.0
@@ -110,18 +120,19 @@ class WorkloadConfig:
         one_of = {"source": ("auto", *SOURCES), "arrivals": ARRIVALS, "format": ("auto", *FORMATS), "lora_popularity": POPULARITIES}
         for key, names in one_of.items():
             _require(getattr(self, key) in names, key, getattr(self, key), "one of " + ", ".join(names))
-        for key in ("burstiness", "lora_rank", "prompt_tokens", "output_tokens", "num_users", "repeat"):
+        sizes = ("prompt_tokens", "output_tokens", "image_width", "image_height")
+        for key in ("burstiness", "lora_rank", "num_users", "repeat", *sizes):
             _require(getattr(self, key) > 0, key, getattr(self, key), "more than 0")
         for key, most in (("time_scale", 1e6), ("length_scale", 1e3)):
             _require(0 < getattr(self, key) <= most, key, getattr(self, key), f"more than 0, and {most:g} at most")
         _require(self.rate >= 1e-6, "rate", self.rate, "1e-6 or more")
         _require(0 <= self.think_time_s < math.inf, "think_time_s", self.think_time_s, "0 or more, and finite")
-        for key in ("seed", "shared_prefix_tokens", "decoder_tokens", "num_loras"):
+        for key in ("seed", "shared_prefix_tokens", "decoder_tokens", "num_loras", "num_images"):
             _require(getattr(self, key) >= 0, key, getattr(self, key), "0 or more")
         _require(self.num_priorities <= 1 << 31, "num_priorities", self.num_priorities, "2^31 at most")
-        for key in ("prompt_spread", "output_spread", "decoder_spread"):
+        for key in ("prompt_spread", "output_spread", "decoder_spread", "image_spread"):
             _require(0 <= getattr(self, key) <= 1, key, getattr(self, key), "between 0 and 1")
-        for key in ("num_requests", "max_prompt_tokens", "max_output_tokens", "num_priorities"):
+        for key in ("num_requests", "max_prompt_tokens", "max_output_tokens", "num_priorities", "num_distinct_images"):
             value = getattr(self, key)
             _require(value is None or value > 0, key, value, "more than 0, or null")
         from_file = ", ".join(name for name, source in SOURCES.items() if source.needs_path)

@@ -18,6 +18,7 @@ Encode = Callable[[str], list[int]]
 
 # Streams of random numbers, so that changing one part of a workload leaves the others as they are.
 LENGTHS, PROMPTS, PREFIX, BLOCKS, ARRIVALS, THINK, SEEDS, STAND_IN, PRIORITIES, ADAPTERS, DECODERS = range(11)
+IMAGES, IMAGE_SIZES, IMAGE_PLACES = range(11, 14)
 
 
 def stream(seed: int, kind: int, index: int = 0) -> np.random.Generator:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import torch
 
+from ...engine.attention_rows import MAX_DECODE_TOKENS
 from ...models.batch import ForwardBatch
-from ..batches import MAX_DECODE_TOKENS, Batches
+from ..batches import Batches
 from ..decode_graphs import DecodeRows, Recorder, Workspaces
 from ..devices import Replay
 from ..step_rows import StepRows

@@ -75,6 +75,7 @@ def test_the_whole_list_fits_100_columns(capsys: pytest.CaptureFixture[str], mor
         (["compile", "linear:nonsense", "--target", "sm_90"], "there are"),
         (["compile", "linear:torch", "--target", "sm_90"], "no Triton kernel"),
         (["compile", "--target", "sm_90"], "--all"),
+        (["compile", "silu_and_mul", "--jobs", "0"], "--jobs"),
         (["roofline", "linear", "--device", "abacus"], "h200"),
     ],
 )
@@ -96,13 +97,17 @@ def test_check_tells_right_from_wrong(capfd: pytest.CaptureFixture[str], wrong_p
 def test_compile_writes_artifacts_and_verdicts(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     pytest.importorskip("triton")
     output, table = tmp_path / "artifacts.json", tmp_path / "loops.csv"
-    words = ["silu_and_mul:triton", "slot_mapping:triton", "--target", "sm_90", "--output", str(output), "--table", str(table)]
-    assert main(["kernels", "compile", *words]) == 0
-    out = capsys.readouterr().out
+    targets = ["--target", "sm_90", "--target", "gfx942"]
+    words = ["silu_and_mul:triton", "slot_mapping:triton", *targets, "--output", str(output), "--table", str(table)]
+    assert main(["kernels", "compile", *words, "--jobs", "2"]) == 0
+    out, progress = capsys.readouterr()
     assert "0 violations" in out
     content = json.loads(output.read_text())
+    num_cases = len(content["compilations"])
+    assert f"{num_cases}/{num_cases}" in progress
+    assert [entry["target"] for entry in content["compilations"]] == ["sm_90"] * (num_cases // 2) + ["gfx942"] * (num_cases // 2)
     with table.open() as file:
-        loops = list(csv.DictReader(file))
+        loops = [row for row in csv.DictReader(file) if row["target"] == "sm_90"]
     assert {row["kernel"].partition("/")[0] for row in loops} == {"slot_mapping:triton"}, "only loops with loads or products"
     assert all(int(row["instructions"]) > int(row["lsu"]) > 0 and row["buffers"] == "0" and row["wait"] == "" for row in loops)
     assert "main loop" in out and "slot_mapping:triton/_slot_mapping_kernel 1" in out

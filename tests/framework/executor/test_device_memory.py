@@ -49,7 +49,7 @@ def test_as_many_blocks_as_the_real_rule_gives(fraction: float, dtype: str, sche
         _drafter=None,
         _draft_probs_bytes=lambda config: 0,
         _embeddings_bytes=lambda config: 0,
-        _encoding=None,
+        _most_encoded=0,
         _forward_null_batch=lambda config, device: None,
         _state_bytes=lambda config: 0,
     )

@@ -255,10 +255,21 @@ def make(name: str, folder: Path, seed: int = 0) -> Any:
     model = transformers.AutoModelForImageTextToText.from_config(config, dtype=torch.float32).eval()
     randomize(model)
     model.save_pretrained(folder)
+    _save_processor(kind, folder)
+    return model
+
+
+def make_without_weights(name: str, folder: Path) -> None:
+    """Saves all but the weights of a model of a kind."""
+    kind = MLLAMA if name == "mllama" else KINDS[name]
+    kind.config().save_pretrained(folder)
+    _save_processor(kind, folder)
+
+
+def _save_processor(kind: Kind, folder: Path) -> None:
     tokenizer(kind.tokens).save_pretrained(folder)
     (folder / "processor_config.json").write_text(json.dumps(kind.processor))
     (folder / "preprocessor_config.json").write_text(json.dumps(kind.preprocessor))
-    return model
 
 
 def picture(seed: int, width: int = 40, height: int = 30) -> Image.Image:

@@ -31,10 +31,10 @@ def request(images: list[ImageItem], num_tokens: int) -> Request:
     return found
 
 
-def books(budget: int = 8, capacity: int = 12, whole: bool = False, chunk: int = 64) -> EncoderCache:
-    return EncoderCache(
-        SchedulerConfig(encoder_budget=budget, encoder_cache=capacity, max_num_batched_tokens=chunk, max_chunk_tokens=chunk), whole
-    )
+def books(budget: int = 8, capacity: int = 12, whole: bool = False, chunk: int = 64, chunked: bool = True) -> EncoderCache:
+    room = {"encoder_budget": budget, "encoder_cache": capacity}
+    limits = {"max_num_batched_tokens": chunk, "max_chunk_tokens": chunk}
+    return EncoderCache(SchedulerConfig(**room, **limits, chunked_prefill=chunked), whole)
 
 
 def told(cache: EncoderCache) -> tuple[list[int], list[int]]:
@@ -100,6 +100,25 @@ def test_an_image_for_which_there_is_never_room_is_refused() -> None:
         books().check([item(0, 13, 1)])
 
 
+def test_without_chunks_the_images_of_a_prompt_are_encoded_in_one_step_or_in_none() -> None:
+    cache = books(budget=8, capacity=20, chunked=False)
+    cache.start_step()
+    assert cache.fit(request([item(0, 4, 1)], 6), 0, 6) == 6
+    both = request([item(0, 5, 2), item(6, 5, 3), item(12, 5, 2)], 20)
+    assert cache.fit(both, 0, 20) == 0 and told(cache) == ([1], [])
+    cache.start_step()
+    assert cache.fit(both, 0, 20) == 20, "more than the budget, and alone"
+    assert told(cache) == ([2, 3], [])
+    cache.start_step()
+    assert cache.fit(request([item(0, 7, 4)], 9), 0, 9) == 9
+    assert cache.fit(both, 0, 20) == 20, "which are kept"
+    assert cache.fit(request([item(0, 2, 5)], 9), 0, 9) == 0 and told(cache) == ([4], [1])
+    cache.check(both.images)
+    with pytest.raises(ValueError, match=r"of the prompt have 24 embeddings.* but 20 are kept \(scheduler.encoder_cache\)"):
+        cache.check([item(start, 8, start) for start in (0, 8, 16)])
+    books(capacity=20).check([item(start, 8, start) for start in (0, 8, 16)])
+
+
 def test_what_a_failed_step_encoded_is_encoded_again() -> None:
     cache = books()
     cache.start_step()
@@ -113,6 +132,61 @@ def test_what_a_failed_step_encoded_is_encoded_again() -> None:
     after = books()
     after.replace(cache)
     assert told(after) == ([], [1])
+
+
+def test_what_layers_attend_to_is_encoded_once_within_the_budget_and_kept_where_there_is_room() -> None:
+    cache, first, second = books(budget=8, capacity=12), [item(0, 5, 1), item(1, 5, 1)], [item(0, 5, 1), item(3, 4, 2)]
+    cache.start_step()
+    assert cache.has_budget([item(0, 9, 7)]), "of a step of its own"
+    cache.attend(first)
+    assert not cache.has_budget(second) and cache.has_budget(first)
+    assert told(cache) == ([1], [])
+    cache.start_step()
+    assert cache.has_budget(second)
+    cache.attend(second)
+    assert told(cache) == ([2], [])
+    cache.start_step()
+    cache.attend([item(0, 4, 2), item(1, 13, 3), item(2, 7, 4), item(3, 13, 3)])
+    assert told(cache) == ([4, 3], [1]), "3 is longer than all that is kept"
+    assert told(cache) == ([], [3])
+    assert cache.totals() == {"num_image_queries": 8, "num_image_hits": 4, "num_images_encoded": 4}
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 2**32))
+def test_whatever_happens_the_executor_has_what_layers_attend_to(seed: int) -> None:
+    """As much as the capacity, and what one step has no room for."""
+    rng, budget, capacity = random.Random(seed), 9, 12
+    cache, kept, sizes = books(budget, capacity), {}, {}
+    sizes = {name: rng.randrange(1, 7) for name in range(8)}
+    passing: set[bytes] = set()
+    for _ in range(60):
+        cache.start_step()
+        needed, encoded = dict[bytes, int](), 0
+        for _ in range(rng.randrange(4)):
+            images = [item(place, sizes[name], name) for place, name in enumerate(rng.choices(range(8), k=rng.randrange(1, 5)))]
+            if cache.has_budget(images):
+                cache.attend(images)
+                needed |= {image.key: image.count for image in images}
+        step = StepInput(0, [], [], [])
+        cache.fill(step)
+        assert passing <= set(step.forgotten), "at once"
+        for key in step.forgotten:
+            kept.pop(key, None)
+        new = {image.key: image.count for image in step.images}
+        assert len(new) == len(step.images) and not set(new) & set(kept), "nothing is encoded twice"
+        kept |= new
+        assert set(new) <= set(needed) <= set(kept)
+        passing = set(kept) - set(cache._kept)
+        assert sum(kept[key] for key in set(kept) - passing) <= capacity and passing <= set(new)
+        encoded = sum(new.values())
+        assert encoded <= budget or encoded <= sum(max(needed.values()) for _ in range(4))
+        if rng.random() < 0.05:
+            cache.lose(step)
+            kept = {key: count for key, count in kept.items() if key not in new}
+            passing -= set(new)
+            step = StepInput(0, [], [], [])
+            cache.fill(step)
 
 
 @settings(max_examples=60, deadline=None)

@@ -9,7 +9,7 @@ import random
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -236,6 +236,34 @@ def test_decodes_are_replayed(lively: Example, monkeypatch: pytest.MonkeyPatch) 
     assert set(replayed) == {1, 2, 3}
 
 
+def test_one_image_in_eight_requests_is_encoded_once(lively: Example, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one step and later, while what came of it is kept; the keys and values of a request are its own."""
+    encode, calls, params = ImageEncoder.encode, list[Any](), SamplingParams(temperature=0, max_tokens=6, ignore_eos=True)
+    monkeypatch.setattr(ImageEncoder, "encode", lambda self, inputs: calls.append(inputs) or encode(self, inputs))
+    jobs = [({"prompt": f"{n}<|image|>see", "multi_modal_data": {"image": picture(1, 60, 25)}}, params) for n in range(8)]
+    other = {"prompt": "<|image|><|image|>!", "multi_modal_data": {"image": [picture(2), picture(2)]}}, params
+    engine = build(lively)
+    found = tokens(run(engine, jobs))
+    assert len(calls) == 1 and len({tuple(answers[0]) for answers in found}) > 1
+    assert found == [tokens(run(engine, [job]))[0] for job in jobs] and len(calls) == 1
+    pair = tokens(run(engine, [other]))
+    assert len(calls) == 2, "one image twice"
+    stats = engine.stats()
+    assert (stats.num_image_queries, stats.num_image_hits, stats.num_images_encoded) == (18, 16, 2)
+    calls.clear()
+    forgetful = build(lively, scheduler=SchedulerConfig(max_num_seqs=2, encoder_cache=16))  # less than a tile
+    assert tokens(run(forgetful, [*jobs, other])) == [*found, *pair]
+    assert len(calls) == forgetful.stats().num_images_encoded >= 4 + 1
+    check_books(forgetful)
+
+
+def check_books(engine: Engine) -> None:
+    """What is kept on the device is what the books say, and what the next step forgets."""
+    kept, books = cast(Any, engine.executor)._runner._encoder._encoder._kept, cast(Any, engine.scheduler).images
+    assert set(kept) == {*books._kept, *books._forgotten}
+    assert {key: len(kept[key]) for key in books._kept} == books._kept and sum(books._kept.values()) <= books._capacity
+
+
 def random_jobs(rng: random.Random) -> list[tuple[Any, SamplingParams]]:
     jobs = []
     for seed in range(7):
@@ -269,12 +297,22 @@ def check_mix(found: Example, seed: int) -> dict[str, int]:
             max_num_seqs=rng.randint(1, 6), max_num_batched_tokens=rng.choice([6, 9, 40, 512]), in_flight_steps=rng.randint(1, 2)
         ),
     }
+    settings["scheduler"].encoder_cache = rng.choice([1, 40, 100, 16384])
+    settings["scheduler"].encoder_budget = rng.choice([1, 70, 4096])
     engine = build(found, {"default": "reference"}, **settings)
     assert tokens(run(engine, jobs)) == expected
     assert tokens(run(engine, jobs[::-1])) == expected[::-1]
     assert engine.manager.pool.num_free == engine.manager.pool.num_blocks - 1
     stats = engine.stats()
-    return {"preemptions": stats.num_preemptions, "chunks": stats.num_chunked_prefills, "images": stats.num_images_encoded}
+    missed = stats.num_image_queries - stats.num_image_hits
+    assert missed == stats.num_images_encoded, "each is either there or encoded"
+    check_books(engine)
+    return {
+        "preemptions": stats.num_preemptions,
+        "chunks": stats.num_chunked_prefills,
+        "hits": stats.num_image_hits,
+        "evictions": missed - len({image.key for job in jobs for image in engine.inputs.prompt(job[0]).images}),
+    }
 
 
 def test_no_mixture_changes_what_is_said(mix_seed: int, lively: Example) -> None:
@@ -354,15 +392,16 @@ def test_truncated_files_are_refused(lively: Example) -> None:
 
 @pytest.mark.parametrize("depth", [1, 2])
 def test_an_encoder_that_fails_ends_its_request_and_no_others(depth: int, lively: Example, monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = build(lively, scheduler=SchedulerConfig(max_num_seqs=8, max_num_batched_tokens=40, in_flight_steps=depth))
+    scheduler = SchedulerConfig(max_num_seqs=8, max_num_batched_tokens=40, in_flight_steps=depth, encoder_cache=1)
+    engine = build(lively, scheduler=scheduler)
     names, params = ("start", "text", "middle"), SamplingParams(temperature=0, max_tokens=6, ignore_eos=True)
     expected, encode = tokens(run(engine, [(given(name), params) for name in names])), ImageEncoder.encode
-    broken = engine.inputs.prompt(given("middle")).images[0].key
+    broken = engine.inputs.prompt(given("middle")).images[0].inputs["pixel_values"]
 
-    def failing(self: ImageEncoder, found: Any) -> torch.Tensor:
-        if found.images[0].key == broken:
+    def failing(self: ImageEncoder, inputs: Any) -> torch.Tensor:
+        if np.array_equal(inputs["pixel_values"], broken):
             raise MemoryError("no room")
-        return encode(self, found)
+        return encode(self, inputs)
 
     monkeypatch.setattr(ImageEncoder, "encode", failing)
     for name in names:
@@ -436,10 +475,12 @@ def test_the_text_model_alone(lively: Example, tmp_path: Path) -> None:
 def test_the_largest_image_is_part_of_the_largest_step(lively: Example, monkeypatch: pytest.MonkeyPatch) -> None:
     """By which a GPU's memory is divided; and weights are counted before they are loaded."""
     encode, given = ImageEncoder.encode, list[int]()
-    monkeypatch.setattr(ImageEncoder, "encode", lambda self, found: given.append(len(encoded := encode(self, found))) or encoded)
+    monkeypatch.setattr(ImageEncoder, "encode", lambda self, inputs: given.append(len(found := encode(self, inputs))) or found)
     monkeypatch.setattr(Cpu, "cache_bytes", lambda self, largest_step, fraction: largest_step() or 2**22)
-    executor = build(lively, cache=CacheConfig()).executor
+    executor = build(lively, cache=CacheConfig(), scheduler=SchedulerConfig(max_num_seqs=8, encoder_cache=8192)).executor
     assert given == [4 * 17]
+    with pytest.raises(ValueError, match="budget of 0 bytes"):  # 16384 vectors of 64 numbers, which images are to have
+        build(lively, cache=CacheConfig())
     assert executor.nominal_weight_bytes <= executor.weight_bytes < 1.3 * executor.nominal_weight_bytes
 
 

@@ -145,6 +145,23 @@ def test_a_tower_that_fails_ends_its_requests_and_no_others(
     engine.shutdown()
 
 
+def test_without_chunks_prompts_with_images_wait_for_a_step_that_takes_them_whole(folder: Path) -> None:
+    """Of one that leaves while it waits no image is kept room for; two images may be more than a step encodes otherwise."""
+    model, cache = ModelConfig(str(folder), dtype="float32"), CacheConfig(4, num_blocks=300)
+    limits = {"max_num_batched_tokens": 160, "encoder_budget": 1, "encoder_cache": 32}
+    engine = build_engine(EngineConfig(model, cache, SchedulerConfig(chunked_prefill=False, **limits)))
+    engine.add_request("long", "x" * 150, GREEDY)
+    engine.add_request("leaves", prompt("abc<image>", picture(1)), GREEDY)
+    engine.step()
+    engine.abort(["leaves"])
+    engine.add_request("two", prompt("<image>a<image>", picture(2), picture(3)), GREEDY)
+    with pytest.raises(ValueError, match=r"48 embeddings.*but 32 are kept \(scheduler.encoder_cache\)"):
+        engine.add_request("three", prompt("<image>" * 3, *map(picture, range(3))), GREEDY)
+    done = finish(engine)
+    assert done.keys() == {"long", "two"} and not any(output.error for output in done.values())
+    engine.shutdown()
+
+
 def test_conversations_have_images_and_what_users_spell_is_text(llm: LLM) -> None:
     template = "{% for m in messages %}{% if m['content'] is string %}{{ m['content'] }}{% else %}{% for p in m['content'] %}"
     template += "{% if p['type'] == 'image' %}<image>{% else %}{{ p['text'] }}{% endif %}{% endfor %}{% endif %}{% endfor %}"
@@ -255,7 +272,6 @@ def test_engines_that_take_no_images_serve_text_and_say_why(given: dict[str, Any
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"executor.kind": "simulated"}, "executor.kind=simulated"),
         ({"parallel.pp": 2, "executor.kind": "distributed"}, "parallel.pp=2"),
         ({"parallel.ep": 2, "parallel.dp": 2, "executor.kind": "distributed"}, "parallel.ep=2 over parallel.dp=2"),
         ({"speculative_config.method": "eagle", "speculative_config.num_speculative_tokens": 2}, "speculative_config.method=eagle"),

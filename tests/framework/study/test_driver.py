@@ -68,6 +68,9 @@ class OneSecondEngine:
             num_denoising_passes=2 * self.steps,
             prefix_query_tokens=10 * self.steps,
             prefix_hit_tokens=self.steps,
+            num_image_queries=0,
+            num_image_hits=0,
+            num_images_encoded=0,
             drafts=DraftCounts((self.steps,), (self.steps,)),
         )
 

@@ -138,3 +138,18 @@ def test_what_cannot_be_compared_is_refused(checkpoints: tuple[Path, Path]) -> N
         forced(engine(checkpoints[0]), 65)
     with pytest.raises(ValueError, match="2048 tokens cannot be compared with a baseline of 300"):
         score(forced(engine("tiny")), forced(engine(checkpoints[0])), windows(1))
+
+
+def test_encoder_decoders_whose_encoder_reads_nothing_are_refused() -> None:
+    sizes = {
+        "vocab_size": VOCAB,
+        "d_model": 32,
+        "d_kv": 16,
+        "d_ff": 48,
+        "num_layers": 1,
+        "num_heads": 2,
+        "decoder_start_token_id": 0,
+    }
+    model = ModelConfig("made up", load_format="dummy", skip_tokenizer=True, architecture={"model_type": "t5", **sizes})
+    with pytest.raises(ValueError, match="teacher forcing is for models that read tokens alone, and 'made up' has an encoder"):
+        forced(EngineConfig(model, device="cpu"))

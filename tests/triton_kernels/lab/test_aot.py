@@ -19,7 +19,7 @@ from triton_kernels.lab.loops import LoopFigures
 from triton_kernels.registry import Registry
 
 MATRIX = {"sm_80": "HMMA", "sm_90": "HGMMA", "sm_100": "UTCHMMA", "gfx942": "v_mfma"}
-MAX_COMPILATIONS = 224
+MAX_COMPILATIONS = 232
 GEMMS = (
     "linear:triton",
     "linear:triton_invariant",

@@ -1,0 +1,28 @@
+"""What attention takes for rows, of those of a step, and which kernel takes them. No tensors: a simulator needs it too."""
+
+from __future__ import annotations
+
+import numpy as np
+
+MAX_DECODE_TOKENS = 8
+"""Rows with at most this many tokens at the front of a step, all of which have a cached prefix, run as decodes."""
+
+
+def num_decodes(counts: np.ndarray, first: np.ndarray) -> int:
+    """How many rows at the front of a step run as decodes. counts, first: int64 [R], tokens of each, and in the cache before it.
+    A short row anywhere else would be the tail of a prompt, which prefill handles too."""
+    is_decode = (counts <= MAX_DECODE_TOKENS) & (first > 0)
+    return len(is_decode) if is_decode.all() else int(np.argmin(is_decode))
+
+
+def canvas_rows(
+    counts: np.ndarray, first: np.ndarray, canvas_size: int, causal: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The same tokens, in rows that end with a canvas each, as far as they see, so that attention within them needs to know no
+    order: int64 [R'] which of the rows each is of, counts, and first. causal: int64 [R], tokens of a sequence that see nothing
+    behind them, and so are a row each."""
+    row_of, bounds = np.repeat(np.arange(len(counts)), counts), np.cumsum(counts) - counts
+    places = np.arange(len(row_of)) + (first - bounds)[row_of]
+    ends = np.where(places < causal[row_of], places + 1, (places // canvas_size + 1) * canvas_size)
+    begins = np.flatnonzero(np.diff(row_of, prepend=-1) | np.diff(ends, prepend=0))
+    return row_of[begins], np.diff(begins, append=len(places)), places[begins]

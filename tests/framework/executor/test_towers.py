@@ -1,0 +1,93 @@
+"""What towers for images cost under simulation, against the library's own, and ours of its parts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import MllamaModel
+
+from framework.config import EngineConfig, ModelConfig
+from framework.executor.calls import CallList
+from framework.executor.encoders import Item
+from framework.executor.towers import Tower
+from framework.models.read import ModelInfo, read_model
+from framework.models.tower import _modules
+from framework.multimodal import sized
+from framework.multimodal.items import ImageItem
+from framework.multimodal.sized import SizedImages
+from framework.plan import op_costs
+
+from ..multimodal.checkpoints import KINDS, MLLAMA
+from ..multimodal.cogvlm import CONFIG as COGVLM
+from ..multimodal.cogvlm import VISION
+from ..multimodal.test_phi3_v import CONFIG as PHI3_V
+from ..multimodal.test_sized import INTERNVL_CHAT
+
+SHAPES: dict[str, dict[str, Any]] = {
+    **{name: kind.config().to_dict() for name, kind in {**KINDS, "mllama": MLLAMA}.items()},
+    "internvl_chat": INTERNVL_CHAT,
+    "phi3_v": PHI3_V,
+    "cogvlm": {**COGVLM, "vision_config": {**VISION, "image_size": 28}},
+    "cogvlm2": {**COGVLM, "vision_config": {**VISION, "image_size": 56}, "num_multi_query_heads": 2},
+}
+SHAPES["cogvlm"]["model_type"] = SHAPES["cogvlm2"]["model_type"] = "cogvlm"
+PRODUCTS = ("linear", "paged_attention_prefill")
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images of tiny models."""
+    for constant, value in {"QWEN_PIXELS": (64, 64 * 24), "INTERNVL_TILES": (1, 4), "PHI3_CROPS": 4}.items():
+        monkeypatch.setattr(sized, constant, value)
+
+
+def model_of(name: str) -> tuple[EngineConfig, ModelInfo, Tower]:
+    architecture = {key: value for key, value in SHAPES[name].items() if value is not None}
+    config = EngineConfig(ModelConfig("model", load_format="dummy", dtype="float32", architecture=architecture))
+    info = read_model(config.model)
+    tower = Tower.of(config, info)
+    assert tower is not None
+    return config, info, tower
+
+
+def library_flops(module: Any, image: ImageItem) -> int:
+    inputs = {name: torch.tensor(value) for name, value in image.inputs.items()}
+    # Of the backends of attention, one that torch counts.
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.inference_mode():
+        if isinstance(module, MllamaModel):
+            num_tiles = int(inputs["aspect_ratio_mask"].sum())
+            module.multi_modal_projector(module.vision_model(**inputs).last_hidden_state[0, 0, :num_tiles])
+        else:
+            module.get_image_features(**inputs, return_dict=True)
+    return counter.get_total_flops()
+
+
+def flops(config: EngineConfig, info: ModelInfo, tower: Tower, item: Item) -> float:
+    assert info.architecture is not None
+    calls, costs = CallList(info, info.architecture, config, fused=False).encoders((tower.stack,)), op_costs()
+    found = ((call, count, call.lens(item)) for call, count in calls.items() if call.op in PRODUCTS)
+    return sum(count * costs[call.op](dict(call.dims), lens, lens).flops for call, count, lens in found)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_products_are_those_that_the_library_computes(name: str) -> None:
+    """Counted by torch in the library's module (or, of types that it has not, in ours of its parts)."""
+    config, info, tower = model_of(name)
+    module = _modules(config.model, info).eval().float()
+    images = SizedImages(config.model, info, None, None)
+    for width, height in ((28, 28), (60, 20), (33, 100), (40, 24)):
+        prepared = images.of_size(width, height, b"")
+        image = ImageItem(0, prepared.count, prepared.key, prepared.inputs, prepared.grid)
+        found, expected = flops(config, info, tower, tower.item(image)), library_flops(module, image)
+        assert found == pytest.approx(expected, rel={"phi3_v": 0.02, "mllama": 0.06}.get(name, 1e-9))
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_weights_are_those_of_the_library(name: str) -> None:
+    config, info, tower = model_of(name)
+    module = _modules(config.model, info)
+    assert tower.encoders(config, info).weight_bytes == 4 * sum(weight.numel() for weight in module.parameters())
