@@ -22,7 +22,8 @@ def format_metrics(metrics: Mapping[str, float]) -> str:
     lines = [
         f"requests    {number('num_completed', 0)} completed, {number('num_refused', 0)} refused, "
         f"{number('num_failed', 0)} failed, in {number('duration_s', 2)} s",
-        f"tokens      {number('num_prompt_tokens', 0)} prompt, {number('num_output_tokens', 0)} output",
+        f"tokens      {number('num_prompt_tokens', 0)} prompt, {number('num_output_tokens', 0)} output"
+        + (f", {number('num_encoder_tokens', 0)} of encoders" if "num_encoder_tokens" in metrics else ""),
         f"throughput  {number('requests_per_s', 2)} requests/s, {number('output_tokens_per_s')} output tokens/s, "
         f"{number('total_tokens_per_s')} total tokens/s",
         f"goodput     {number('goodput_per_s', 2)} requests/s within the SLOs",

@@ -419,10 +419,10 @@ def test_what_an_encoder_decoder_cannot_have_is_refused_by_name(
         build(example("t5", folder), **settings)
 
 
-def test_a_simulated_executor_is_refused_by_name(folder: Path) -> None:
+def test_an_executor_with_workers_is_refused_by_name(folder: Path) -> None:
     config = EngineConfig(ModelConfig(str(example("t5", folder).folder), skip_tokenizer=True))
-    with pytest.raises(ValueError, match=r"executor\.kind=simulated"):
-        build_engine(replace(config, executor=replace(config.executor, kind="simulated")))
+    with pytest.raises(ValueError, match=r"executor\.kind=distributed"):
+        build_engine(replace(config, executor=replace(config.executor, kind="distributed")))
 
 
 def test_dummy_weights() -> None:

@@ -5,21 +5,29 @@ from __future__ import annotations
 import random
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from framework.build import build_engine
 from framework.config import CacheConfig, EngineConfig, ExecutorConfig, GraphConfig, ParallelConfig, SchedulerConfig
 from framework.engine.encoding import EncoderInput
 from framework.engine.engine import Engine
-from framework.engine.inputs import EngineInput
+from framework.engine.inputs import EngineInput, InputProcessor
 from framework.engine.kv_cache.spec import CrossKV, PagedKV, group_layers
 from framework.engine.step import NewRequest, StepInput
 from framework.executor.mirror import Mirror
 from framework.executor.simulated import SimulatedExecutor
 from framework.op_times import OpTimes
 from framework.sampling_params import SamplingParams
+from framework.study.driver import run_workload
+from framework.study.metrics import SLOConfig, compute_metrics
+from framework.study.report import format_metrics
+from framework.study.results import collect_requests, write_requests
+from framework.study.workload import WorkloadConfig, build_workload
 
 from ..engines import assert_idle, finish
 from .simulations import make_executor
@@ -115,9 +123,8 @@ def test_what_takes_longer() -> None:
         assert executor.op_times()["library"].seconds == encoded_s, "an encoder runs once"
         assert after[count] < first[count]
     assert first[16] < first[100] < first[5000] and after[16] <= after[100] < after[5000]
-    executor = make_executor(MODELS["t5"])
-    apart = seconds(executor, step_of([0, 1, 2], [1, 1, 1], [100, 16, 100])), after[100]
-    assert apart[0] == pytest.approx(seconds(make_executor(MODELS["t5"]), step_of([0, 1, 2], [1, 1, 1], [100, 100, 16])))
+    one, other = (seconds(make_executor(MODELS["t5"]), step_of([0, 1], [1, 1], lengths)) for lengths in ([100, 16], [16, 100]))
+    assert one == pytest.approx(other), "equal lengths take equally long, whoever has them"
 
 
 def test_steps_ahead_are_those_that_come() -> None:
@@ -127,21 +134,14 @@ def test_steps_ahead_are_those_that_come() -> None:
         executor = make_executor(MODELS["bart"])
         executor.submit(step_of([0, 1], [1, 1], [90, 30])).result()
         if ahead:
-            cost = executor.decodes_ahead(executor_seats := executor_rows(2))
+            cost = executor.decodes_ahead(np.arange(2))
             total = sum(cost.next_s() for _ in range(steps))
             cost.take(steps)
-            assert len(executor_seats) == 2
         else:
             total = sum(seconds(executor, StepInput(1 + i, [0, 1], [1, 1], [1, 1])) for i in range(steps))
         return total, {op: (pytest.approx(time.seconds), time.calls) for op, time in executor.op_times().items()}
 
     assert after(70, True) == (pytest.approx(after(70, False)[0]), after(70, False)[1])
-
-
-def executor_rows(count: int) -> Any:
-    import numpy as np
-
-    return np.arange(count)
 
 
 def test_an_encoders_pass_is_in_no_recording() -> None:
@@ -242,3 +242,31 @@ def test_several_ranks_are_refused_by_name() -> None:
     for ranks in (ParallelConfig(tp=2), ParallelConfig(pp=2)):
         with pytest.raises(ValueError, match=r"parallel\.tp="):
             build("t5", "simulated", parallel=ranks)
+
+
+@pytest.mark.parametrize(("kind", "encoded", "first"), [("t5", 30, 1), ("whisper", 50, 1)])
+def test_a_workload_of_prompts_that_encoders_read(kind: str, encoded: int, first: int, tmp_path: Path) -> None:
+    """Lengths are those asked for, in the table of requests too; one that is too long is refused, and the others go on."""
+    sizes = {"prompt_tokens": 30, "prompt_spread": 0, "output_tokens": 4, "output_spread": 0}
+    config = WorkloadConfig(num_requests=5, decoder_tokens=6, decoder_spread=0, **sizes)
+    workload = build_workload(config, VOCAB, None)
+    assert all(len(each.decoder_token_ids) == 6 for each in workload) and workload == build_workload(config, VOCAB, None)
+    assert len({str(each.decoder_token_ids) for each in workload}) == 5, "each has its own"
+    plain = build_workload(replace(config, decoder_tokens=0), VOCAB, None)
+    assert [replace(each, decoder_token_ids=[]) for each in workload] == plain, "nothing else changes with them"
+    record = run_workload([build(kind, "simulated")], [*workload, replace(workload[0], prompt_token_ids=[5] * 600)])
+    *served, longer = record.requests
+    assert {(r.num_encoder_tokens, r.num_prompt_tokens, r.status) for r in served} == {(encoded, first + 6, "ok")}
+    assert longer.status == ("refused" if kind == "t5" else "ok")
+    metrics = compute_metrics(record, SLOConfig())
+    assert metrics["num_encoder_tokens"] == encoded * metrics["num_completed"]
+    assert metrics["encoder_tokens_per_s"] == pytest.approx(metrics["num_encoder_tokens"] / metrics["duration_s"])
+    assert f"{metrics['num_encoder_tokens']:.0f} of encoders" in format_metrics(metrics)
+    write_requests(tmp_path, record.requests)
+    runs = pd.DataFrame([{"run": ".", "status": "ok"}])
+    assert collect_requests(tmp_path, runs)["num_encoder_tokens"][:5].tolist() == [encoded] * 5
+
+
+def test_a_decoder_is_given_tokens_only_beside_an_encoder() -> None:
+    with pytest.raises(ValueError, match="the model has no encoder"):
+        InputProcessor(None, {}, ()).made_up([1, 2], [3])
