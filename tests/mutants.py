@@ -32,6 +32,8 @@ _IMAGE_PLACES = "framework/multimodal/places.py"
 _IMAGE_MIRROR = "framework/executor/mirror.py"
 _SIZED_FILE = "framework/multimodal/sized.py"
 _TOWERS_FILE = "framework/executor/towers.py"
+_ENCODER_COST = "framework/executor/encoders.py"
+_COST_MODEL = "framework/executor/cost_model.py"
 _PICTURES_FILE = "framework/study/workload/pictures.py"
 _IMAGE_ROWS = "framework/worker/images.py"
 _TOWER = "framework/models/tower.py"
@@ -193,7 +195,9 @@ _RECORDING_TESTS = ["tests/triton_kernels/test_recording.py", "tests/framework/w
 _QUANTIZATION_TESTS = ["tests/framework/models/quantization", "tests/framework/models/test_public_checkpoints.py"]
 _CONFIG_TESTS = ["tests/models/test_configs.py"]
 _CALIBRATION_TESTS = ["tests/framework/executor/test_calibration.py"]
+_ENCODER_COST_TESTS = "tests/framework/executor/test_encoder_decoders.py"
 _SIMULATED_TESTS = [
+    _ENCODER_COST_TESTS,
     "tests/framework/multimodal/test_without_device.py",
     *(f"tests/framework/executor/test_{name}.py" for name in ("parallel", "device_memory", "simulated", "speculation")),
     "tests/framework/study/test_replicas.py",
@@ -287,7 +291,10 @@ TESTS: dict[str, list[str]] = {
     **{file: [*_TOKEN_TESTS, *_DRAFT_TESTS] for file in (_SAMPLER, _SEAT_PARAMS)},
     _PENALTIES: ["tests/framework/worker/test_bad_words.py", *_TOKEN_TESTS, *_DRAFT_TESTS, _ENCODING_TESTS, _MLLAMA_TESTS],
     _CACHE_MEMORY: [*_STATE_TESTS, *_CANVAS_TESTS],
-    **dict.fromkeys((_RUN_AHEAD, _ATTENTION_ROWS, _PSEUDO, _CANVAS_MIRROR, _CALLS), _CANVAS_TESTS),
+    **dict.fromkeys((_RUN_AHEAD, _ATTENTION_ROWS, _PSEUDO, _CANVAS_MIRROR), _CANVAS_TESTS),
+    _CALLS: [*_CANVAS_TESTS, _ENCODER_COST_TESTS],
+    _ENCODER_COST: ["tests/framework/executor/test_encoders.py", _ENCODER_COST_TESTS],
+    _COST_MODEL: [_ENCODER_COST_TESTS],
     **{key: [_SOUND_TESTS, _MLLAMA_TESTS] for key in (_ENCODING, _SPEECH, _SOUND)},
     _LOCAL_EXECUTOR: [_ENCODING_TESTS, _MLLAMA_TESTS],
     **dict.fromkeys((_DENOISING, _DIFFUSION), _DIFFUSION_TESTS),
@@ -354,7 +361,7 @@ TESTS: dict[str, list[str]] = {
     _PLAN: ["tests/framework/models/quantization/test_on_load.py"],
     _GPTQ_SEARCH: ["tests/framework/quantize/test_gptq.py"],
     _QUALITY: ["tests/framework/worker/test_teacher_forcing.py"],
-    _IMAGE_MIRROR: ["tests/framework/multimodal/test_without_device.py"],
+    _IMAGE_MIRROR: ["tests/framework/multimodal/test_without_device.py", _ENCODER_COST_TESTS],
     _SIZED_FILE: ["tests/framework/multimodal/test_sized.py"],
     _TOWERS_FILE: ["tests/framework/executor/test_towers.py"],
     _PICTURES_FILE: ["tests/experiments/test_image_workloads.py"],
@@ -1240,6 +1247,42 @@ MUTANTS = [
     Mutant("adapters beside visual experts", _MODEL_LOAD, "info.vision is not None and info.vision.experts:", "False:"),
     Mutant("what is forgotten is there all the same", _IMAGE_MIRROR, "self._embeddings.pop(name, None)", "pass"),
     Mutant("a tower takes no time", _SIMULATED, "[self._tower.item(image) for image in step.images]", "[]"),
+    Mutant(
+        "prompts of one token are decodes", _SIMULATED, "(whole := contexts[:ones] == 1).any()", "(whole := contexts[:0]).any()"
+    ),
+    Mutant(
+        "what an encoder gave for others", _SIMULATED, "seen = self._encoded[step.seats]", "seen = self._encoded[: len(step.seats)]"
+    ),
+    Mutant(
+        "encoders cost nothing when they run",
+        _COST_MODEL,
+        "        for item in work.encoded:\n            priced",
+        "        for item in ():\n            priced",
+    ),
+    Mutant(
+        "steps ahead attend to no encoder",
+        _COST_MODEL,
+        "for rows in work.cross_decodes:\n            self._to_come",
+        "for rows in ():\n            self._to_come",
+    ),
+    Mutant(
+        "keys of an encoder are made by no product",
+        _CALLS,
+        '"out_features": out_features}, num_layers',
+        '"out_features": out_features}, 0',
+    ),
+    Mutant("encoders read causally", _ENCODER_COST, '"window": 0, "causal": 0}', '"window": 0}'),
+    Mutant("convolutions of sound have one row per vector", _ENCODER_COST, "found.d_model, 2.0)", "found.d_model, 1.0)"),
+    Mutant("a gate of an encoder is free", _ENCODER_COST, "* (1 + self.gated), Product(inner", ", Product(inner"),
+    Mutant("blocks of an encoder may be others'", _IMAGE_MIRROR, "held.count(block) == 1 for", "True for"),
+    Mutant(
+        "blocks of an encoder may be too many",
+        _IMAGE_MIRROR,
+        "len(table) == -(-len(row.encoded) // size)",
+        "len(table) >= -(-len(row.encoded) // size)",
+    ),
+    Mutant("nobody reads what an encoder gave", _IMAGE_MIRROR, "self._check_read(row, group, place, content)", "pass"),
+    Mutant("blocks of an encoder grow", _IMAGE_MIRROR, "assert group not in self._cross, f", "assert True, f"),
     Mutant("windows see everything", _TOWERS_FILE, "min(side, end - i)", "side"),
     Mutant("a thumbnail is left out", _SIZED_FILE, "        count += count > 1\n", ""),
     Mutant("images repeat as one", _PICTURES_FILE, "self._known[name] = self._sized(name)", "self._known[name] = self._sized(0)"),
