@@ -390,7 +390,7 @@ def test_what_it_cannot_have_is_refused(folder: Path) -> None:
 
 
 def test_the_shape_has_the_published_number_of_parameters() -> None:
-    """25.2 billion, as the model that it was made of; beside these a tower, which reads no image here, and what reads canvases again."""
+    """25.2 billion, as the model that it was made of; beside these a tower, and what reads canvases again."""
     config = ModelConfig(**{**yaml.safe_load(SHAPE.read_text()), "load_format": "dummy"})
     found = servable_config(config, read_model(config))
     with torch.device("meta"):
