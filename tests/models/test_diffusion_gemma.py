@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+import yaml
 from transformers.models.diffusion_gemma import generation_diffusion_gemma as library
 
 from framework import EngineConfig, SamplingParams
@@ -23,10 +24,12 @@ from framework.engine.engine import Engine
 from framework.engine.redrawing import Redrawing, Redraws
 from framework.engine.request import Request
 from framework.models.read import read_model
+from framework.models.transformers_model import servable_config
 from framework.outputs import RequestOutput
 from framework.worker.canvases import Canvases
 from framework.worker.step_rows import StepRows
 
+SHAPE = Path(__file__).parents[2] / "conf" / "model" / "diffusion-gemma-26b-a4b.yaml"
 CANVAS, WINDOW, VOCAB, EOS = 8, 6, 320, 1
 REFERENCE = {"default": "reference"}
 TEXT = {
@@ -384,3 +387,13 @@ def test_what_it_cannot_have_is_refused(folder: Path) -> None:
     for asked in ({"repetition_penalty": 1.5}, {"prompt_logprobs": 1}):
         with pytest.raises(ValueError, match="the model generates by block diffusion"):
             engine.add_request("x", {"prompt_token_ids": [5]}, SamplingParams(max_tokens=4, **asked))
+
+
+def test_the_shape_has_the_published_number_of_parameters() -> None:
+    """25.2 billion, as the model that it was made of; beside these a tower, and what reads canvases again."""
+    config = ModelConfig(**{**yaml.safe_load(SHAPE.read_text()), "load_format": "dummy"})
+    found = servable_config(config, read_model(config))
+    with torch.device("meta"):
+        model = transformers.AutoModelForMultimodalLM.from_config(found)
+    of_text = (p.numel() for name, p in model.named_parameters() if "vision" not in name and "self_cond" not in name)
+    assert round(sum(of_text) / 1e9, 1) == 25.2
