@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import openai
 import pytest
 
 from framework import LLM, AsyncEngine, SamplingParams
+from framework.engine.diffusion import DiffusionConfig
 from framework.server.config import ServerConfig
 
 from ...models.test_diffusion_gemma import ARCHITECTURE, TEXT
@@ -30,6 +32,7 @@ def served() -> Iterator[Served]:
     config = engine_config(
         name="d", load_format="dummy", architecture=architecture, tokenizer="tiny", dtype="float32", max_model_len=128
     )
+    config = replace(config, diffusion=DiffusionConfig(max_passes=3))
     engine = AsyncEngine(config)
     with serving(engine, ServerConfig(served_model_name=["d"], chat_template=TEMPLATE)) as server:
         yield server, LLM(config), engine
