@@ -345,7 +345,7 @@ class EngineConfig:
         require(q.num_samples > 0, "quant.num_samples", q.num_samples, "a positive number")
         require(q.sample_tokens > 0, "quant.sample_tokens", q.sample_tokens, "a positive number")
         require(0 < c.memory_fraction <= 1, "cache.memory_fraction", c.memory_fraction, "in (0, 1]")
-        require(c.state_snapshots >= 0, "cache.state_snapshots", c.state_snapshots, "0 (none) or more")
+        require(0 <= c.state_snapshots <= 1 << 20, "cache.state_snapshots", c.state_snapshots, "from 0 (none) to 2^20")
         for able, what in (
             (c.prefix_caching is not False, "cache.prefix_caching"),
             (s.chunked_prefill, "scheduler.chunked_prefill"),

@@ -204,7 +204,8 @@ def test_tokens_are_the_same_with_and_without(model: str, in_flight_steps: int) 
 def test_the_configuration_says_what_cannot_be() -> None:
     config = engines.make_config()
     for cache, scheduler, why in (
-        (CacheConfig(state_snapshots=-1), config.scheduler, r"cache.state_snapshots=-1 .* 0 \(none\) or more"),
+        (CacheConfig(state_snapshots=-1), config.scheduler, r"cache.state_snapshots=-1 .* from 0 \(none\)"),
+        (CacheConfig(num_blocks=64, state_snapshots=1 << 40), config.scheduler, r"cache.state_snapshots=1099511627776 .* to 2\^20"),
         (CacheConfig(prefix_caching=False, state_snapshots=2), config.scheduler, "it must be 0 with cache.prefix_caching=false"),
         (
             CacheConfig(state_snapshots=2),
