@@ -1864,7 +1864,6 @@ MUTANTS = [
         "torch.tanh(self._head(hidden).float() / self._softcap)",
         "(self._head(hidden).float() / self._softcap)",
     ),
-    Mutant("what is said is not scaled", _DIFFUSION_GEMMA, " * embed.embed_scale.to(self.dtype)", ""),
     Mutant("more experts are taken than there are", _REDRAWS, 'config["top_k_experts"] > config["num_experts"]', "False"),
     Mutant("logits may have no cap", _REDRAWS, 'check_positive(config, "final_logit_softcapping")', "pass"),
     Mutant("weights that are not shared are passed over", _REDRAWS, 'config.get("tie_word_embeddings") is False', "False"),

@@ -22,7 +22,8 @@ from framework.config import CacheConfig, ModelConfig, QuantConfig, SchedulerCon
 from framework.engine.diffusion import DiffusionConfig
 from framework.engine.engine import Engine
 from framework.engine.redrawing import Redrawing, Redraws
-from framework.engine.request import Request
+from framework.engine.request import FAILED_ROW, Request
+from framework.engine.step import StepOutput
 from framework.models.read import read_model
 from framework.models.transformers_model import servable_config
 from framework.outputs import RequestOutput
@@ -318,6 +319,14 @@ def test_random_tokens_are_of_one_seed_place_and_pass() -> None:
     for seed, place, num_passes in np.ndindex(2, 3, 3):
         seen.add(tuple(ours._random(Request("", [0] * (place + 1), greedy(1, seed), 10**9), num_passes)))
     assert len(seen) == 18
+
+
+def test_a_token_of_no_number_fails_its_request() -> None:
+    """A pass whose logits are NaN somewhere settles nothing, however sure the rest of it is."""
+    ours, request = Redrawing(2, VOCAB, Redraws(1, 0, 1, 1, 1, 1)), Request("", [5], greedy(4, 1), 10**9)
+    assert ours.tokens(request, 0, 3)[0] == 5
+    output = StepOutput(0, [7, FAILED_ROW], entropies=[0.0, 0.0], best=[7, FAILED_ROW])
+    assert ours.settle(request, output, slice(0, 2)) == [FAILED_ROW]
 
 
 def test_passes_are_drawn_with_noise_of_their_own() -> None:
