@@ -285,7 +285,7 @@ class Serving(RuleBasedStateMachine):
                 assert tokens_of(output) == expected(self.name, self.folder, self.asked[name])
         images, runner = self.engine.scheduler.images, self.executor.inner._runner
         if images is not None and runner.images is not None:
-            assert set(runner.images._embeddings) <= {*images._kept, *images._forgotten}, "embeddings that nobody knows of"
+            assert set(runner.images._embeddings._kept) <= {*images._kept, *images._forgotten}, "embeddings that nobody knows of"
 
 
 @pytest.fixture(scope="module")
@@ -333,4 +333,4 @@ def test_what_a_failed_step_was_to_forget_is_forgotten_by_the_next(folder: Path)
         engine.add_request(str(index), *KINDS["llava"].jobs[index])
         errors.append(finish(engine)[str(index)].error is not None)
     images = failing.inner._runner.images
-    assert errors == [False, True, False] and images is not None and not images._embeddings
+    assert errors == [False, True, False] and images is not None and not images._embeddings._kept
