@@ -89,14 +89,6 @@ class CanvasMirror(Mirror):
             before = found[-1]
         return found
 
-    def _write_places(self, row: MirroredRow, first: int, end: int, written: set[tuple[int, int]]) -> None:
-        for group in self._own:
-            for position in range(first, end):
-                block, offset = self._place(row, group, position)
-                assert (block, offset) not in written, f"two rows write block {block}"
-                written.add((block, offset))
-                self._contents[block][offset] = group, row.chain[position]
-
     def _pass(self, seat: int, row: MirroredRow, behind: list[int], found: StepOutput) -> None:
         """Appends what a pass finds for the places ``behind`` the known tokens: functions of all that they see."""
         start, num_known = row.num_computed, self._size - len(behind)

@@ -196,8 +196,12 @@ class Mirror:
     def _write(self, row: MirroredRow, count: int, written: set[tuple[int, int]]) -> None:
         row.extend_chain()
         assert row.num_computed + count <= len(row.tokens), "a row computes tokens that are not known"
+        self._write_places(row, row.num_computed, row.num_computed + count, written)
+
+    def _write_places(self, row: MirroredRow, first: int, end: int, written: set[tuple[int, int]]) -> None:
+        """As the chain has them."""
         for group in self._own:
-            for position in range(row.num_computed, row.num_computed + count):
+            for position in range(first, end):
                 block, offset = self._place(row, group, position)
                 assert (block, offset) not in written, f"two rows write block {block}"
                 written.add((block, offset))
