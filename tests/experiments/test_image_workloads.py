@@ -77,7 +77,12 @@ def test_a_simulated_device_encodes_what_a_real_one_does(folder: Path, tmp_path:
     ("workload", "error"),
     [
         ({"num_images": 200}, r"workload.num_images=200 of 32 x 24 pixels cannot work: they are \d+ tokens"),
-        ({"image_width": 3000, "image_height": 2}, r"\(workload.image_width, image_height\): an image of 2400 x 2"),
+        ({"image_width": 3000, "image_height": 2}, r"\(workload.image_width, image_height, image_spread\): an image of 2400 x 2"),
+        ({"image_spread": 0.99, "image_width": 700}, "image_spread.: an image of 1393 x 1 "),
+        ({"image_spread": 0.99, "image_height": 1300}, "image_spread.: an image of 1 x 2587 "),
+        ({"image_spread": 1.0, "image_width": 10**6, "image_height": 10**6}, "image_spread.: an image of 1 x 2000000 "),
+        ({"image_spread": 0.5, "image_width": 9000, "image_height": 9000}, "image_spread.: an image of 13500 x 13500 "),
+        ({"num_distinct_images": 1 << 70}, "workload.num_distinct_images="),
         ({"image_width": 0}, "workload.image_width=0"),
         ({"num_distinct_images": 0}, "workload.num_distinct_images=0"),
     ],

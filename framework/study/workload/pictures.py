@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ...engine.images import check_size
 from ...multimodal.items import ImageItem
 from ...multimodal.places import ImagePlaces, PreparedImage
 from ...multimodal.sized import SizedImages
@@ -35,12 +36,15 @@ class Pictures:
             raise ValueError(f"workload.num_images={config.num_images} cannot work: {inputs.no_images}")
         places.check_count(config.num_images, "workload.num_images asks for")
         found = cls(config, places)
-        width, height = (_bounds(side, config.image_spread)[0] for side in (config.image_width, config.image_height))
+        widths, heights = (_bounds(side, config.image_spread) for side in (config.image_width, config.image_height))
+        (width, most_width), (height, most_height) = widths, heights
         asked = f"workload.num_images={config.num_images} of {width} x {height} pixels cannot work"
         try:
+            for size in ((width, most_height), (most_width, height), (most_width, most_height)):
+                check_size(*size)
             image = found._drawn(0, width, height)
         except ValueError as error:
-            raise ValueError(f"{asked} (workload.image_width, image_height): {error}") from error
+            raise ValueError(f"{asked} (workload.image_width, image_height, image_spread): {error}") from error
         num_tokens = config.num_images * len(image.token_ids)
         if num_tokens >= max_model_len:
             raise ValueError(
