@@ -153,6 +153,7 @@ _NATIVE = "framework/models/native.py"
 _WEIGHTS = "framework/models/weights.py"
 _TENSOR_FILES = "framework/models/tensor_files.py"
 _ROPE = "framework/models/rope.py"
+_GEMMA_FAMILY = "framework/models/families/gemma.py"
 _FAMILIES = "framework/models/families/"
 _CACHE_MEMORY = "framework/engine/kv_cache/memory.py"
 _MIXERS = "framework/models/layers/mixers.py"
@@ -274,6 +275,7 @@ TESTS: dict[str, list[str]] = {
         *_DRAFT_TESTS,
         _MLLAMA_TESTS,
         "tests/framework/multimodal/test_serving.py",
+        "tests/framework/multimodal/test_without_device.py",
         _FAILING_STEPS,
     ],
     _DEPTH: ["tests/framework/speculation/test_depth.py"],
@@ -305,7 +307,7 @@ TESTS: dict[str, list[str]] = {
     **dict.fromkeys((_ACCEPTANCE, _HEAD, _CHAIN, _CHAIN_GRAPHS, _DRAFT_CACHE, _STEP_ROWS), _DRAFT_TESTS),
     _SUFFIX: ["tests/framework/speculation/test_suffix.py"],
     _DECODER: ["tests/framework/models/drafts/test_shipped.py", "tests/distributed/test_tokens.py", *_COGVLM_TESTS],
-    **dict.fromkeys((_NATIVE, _ROPE), _CONFIG_TESTS),
+    **dict.fromkeys((_NATIVE, _ROPE, _GEMMA_FAMILY), _CONFIG_TESTS),
     **{f"{_FAMILIES}{name}.py": _CONFIG_TESTS for name in ("cohere", "deepseek", "falcon", "internlm")},
     f"{_FAMILIES}llama.py": [*_CONFIG_TESTS, "tests/framework/models/pooling/test_gritlm.py"],
     **{file: ["tests/framework/models/test_loading.py", *_SHARDED_TESTS] for file in (_WEIGHTS, _TENSOR_FILES)},
@@ -432,7 +434,7 @@ MUTANTS = [
     Mutant("stop strings do not end the request", _ENGINE, 'self.scheduler.finish(request, "stop", request.stop_reason)', "pass"),
     # Blocks.
     Mutant("a prefix hit of the whole prompt", _MANAGER, "limit = (request.num_tokens - 1) //", "limit = request.num_tokens //"),
-    Mutant("blocks of a prefix hit are not referenced", _MANAGER, "        self.pool.share(shared)\n", ""),
+    Mutant("blocks of a prefix hit are not referenced", _MANAGER, "        self.pool.share(hit.shared)\n", ""),
     Mutant("forks do not reference what they share", _MANAGER, "            self.pool.share(shared[group][:num_full])\n", ""),
     Mutant(
         "the partial block of a fork is not copied", _MANAGER, "copies.append((group, shared[group][num_full], own[0]))", "pass"
@@ -1211,14 +1213,20 @@ MUTANTS = [
     Mutant("a lost device is a broken prompt", _ENCODER_RUNNER, "if is_device_loss(error):", "if False:"),
     Mutant("decoders are scored without their encoder", _QUALITY, "if model.encoding is not None and", "if False and"),
     Mutant(
-        "whole prompts encode what the budget leaves",
-        _ENCODER_CACHE,
-        "if sum(new.values()) > self._left < self._budget:",
-        "if False:",
+        "whole prompts encode what the budget leaves", _ENCODER_CACHE, "if sum(new) > self._left < self._budget or not", "if not"
     ),
+    Mutant("whole prompts encode what there is no room for", _ENCODER_CACHE, " or not self._make_room(sum(new), own):", ":"),
+    Mutant("an image of a whole prompt makes room for another", _ENCODER_CACHE, "and key not in own and not", "and not"),
     Mutant("the budget cuts whole prompts", _ENCODER_CACHE, "is_too_much = self._chunked and ", "is_too_much = "),
     Mutant("whole prompts have any number of images", _ENCODER_CACHE, "if not self._chunked and (total", "if False and (total"),
-    Mutant("images of who waits are held", _SCHEDULER, "is not None and (chunked or count == missing)", "is not None"),
+    Mutant(
+        "images of who waits are encoded",
+        _SCHEDULER,
+        "if not manager.has_room(request, hit",
+        "if (not images or images.fit(request, start, count)) and not manager.has_room(request, hit",
+    ),
+    Mutant("Gemma 3 reads eight times as far", _GEMMA_FAMILY, "    scaled_positions=True,\n", ""),
+    Mutant("images that cannot be are drawn", _PICTURES_FILE, "                check_size(*size)\n", "                pass\n"),
     Mutant("chunks end within images", _ENCODER_CACHE, "(self._whole and end < image.end) or ", ""),
     Mutant("text goes on behind the shorter side", _ITEMS, "position += max(image.grid)", "position += min(image.grid)"),
     Mutant("users spell placeholders", _IMAGE_PROMPTS, "found[0][0] + BREAK + found[0][1:]", "found[0]"),
