@@ -16,8 +16,21 @@ from ..models.ranks import Stage, rank_architecture
 from ..models.read import ModelInfo
 from .encoders import LIBRARY, EncoderStack, Item, Parts
 
-Rows = Literal["tokens", "logits", "samples", "decode", "prefill", "encoded", "stored", "cross_decode", "cross_prefill"]
-ATTENTION_ROWS: tuple[Rows, ...] = ("decode", "prefill", "cross_decode", "cross_prefill")
+Rows = Literal[
+    "tokens",
+    "language",
+    "vision",
+    "logits",
+    "samples",
+    "decode",
+    "prefill",
+    "whole",
+    "encoded",
+    "stored",
+    "cross_decode",
+    "cross_prefill",
+]
+ATTENTION_ROWS: tuple[Rows, ...] = ("decode", "prefill", "whole", "cross_decode", "cross_prefill")
 RECURRENT_ROWS: tuple[Rows, ...] = ("decode", "prefill")
 
 
@@ -26,9 +39,11 @@ class Call:
     """Of an op with fixed dims.
 
     op        whose time it takes
-    rows      what its lengths are: one row with all tokens or all logits of the step, a row per token that is sampled or draft that
-              is checked, the rows that decode, or those of prompts, and likewise what an encoder gave for these (cross); an item
-              that is encoded, each by itself; or what was encoded for a request, stored as keys and values
+    rows      what its lengths are: one row with all tokens or all logits of the step, or with those tokens alone that take the
+              weights of text or of images (language, vision); a row per token that is sampled or draft that is checked; the rows
+              that decode, or those of prompts, or of images whose tokens see each other (whole), and likewise what an encoder gave
+              for the first two (cross); an item that is encoded, each by itself; or what was encoded for a request, stored as keys
+              and values
     elements  of what goes between devices: numbers per token
     each      rows per token, or per position of an item that is encoded
     windowed  likewise, of attention: positions see a window of their own
@@ -117,6 +132,8 @@ class CallList:
         groups = group_layers(self._rank.cache_specs(model.dtype, model.max_model_len))
         crosses = [isinstance(group.spec, CrossKV) for group in groups]
         self._num_cross_groups, self._num_groups = sum(crosses), crosses.count(False)
+        self._is_whole, self._has_experts = model.vision is not None and model.vision.whole, architecture.has_visual_experts
+        self._rows: tuple[Rows, ...] = ("language", "vision") if self._has_experts else ("tokens",)
         if config.model.latent_prefill != "absorbed":
             raise ValueError(
                 f"executor.kind={config.executor.kind} knows prompts of latent attention in the absorbed form only: set "
@@ -214,7 +231,9 @@ class CallList:
         a, rank, family = self._a, self._rank, self._a.family
         heads = {"num_heads": rank.num_heads, "num_kv_heads": rank.num_kv_heads, "head_dim": a.head_dim}
         q_size, kv_size = rank.num_heads * a.head_dim, rank.num_kv_heads * a.head_dim
-        self._linear(count, a.hidden_size, q_size * (1 + family.gated_attention) + 2 * kv_size, input_quantized=True)
+        self._linear(
+            count, a.hidden_size, q_size * (1 + family.gated_attention) + 2 * kv_size, input_quantized=not self._has_experts
+        )
         if self._fused and layer.rope is not None and a.fuses_rotary:
             self._add("qk_norm_rotary_kv_write", heads, count)
         else:
@@ -227,6 +246,8 @@ class CallList:
         attention = {**heads, "window": layer.reach or 0} | ({} if is_causal else {"causal": 0})
         self._add("paged_attention_decode", attention, count, rows="decode")
         self._add("paged_attention_prefill", attention, count, rows="prefill")
+        if self._is_whole:
+            self._add("paged_attention_prefill", {**attention, "causal": 0}, count, rows="whole")
         self._linear(count, q_size, a.hidden_size)
 
     def _cross_attention(self, count: int) -> None:
@@ -277,10 +298,11 @@ class CallList:
 
     def _mlp(self, inner: int, count: int, input_quantized: bool = True) -> None:
         hidden, gated = self._a.hidden_size, self._a.family.gated
-        self._linear(count, hidden, inner * (1 + gated), input_quantized=input_quantized)
+        self._linear(count, hidden, inner * (1 + gated), input_quantized=input_quantized and not self._has_experts)
         gelu = gated and self._a.activation not in ("silu", "swish")
         width = {"intermediate_size": inner, **self._quantized_output()}
-        self._add("gelu_and_mul" if gelu else "silu_and_mul", width, count)
+        for rows in self._rows:
+            self._add("gelu_and_mul" if gelu else "silu_and_mul", width, count, rows=rows)
         self._linear(count, inner, hidden, input_quantized=True)
 
     def _experts(self, moe: Moe, count: int) -> None:
@@ -300,10 +322,12 @@ class CallList:
             self._linear(count, self._a.hidden_size, 1)
 
     def _linear(self, count: int, in_features: int, out_features: int, input_quantized: bool = False) -> None:
-        """input_quantized: what comes before it can quantize its own output."""
-        if self._weights.quantizes_input and not (input_quantized and self._fuse_quantization):
-            self._add("quantize_activation", {"hidden_size": in_features}, count)
-        self._add(self._weights.op, {"in_features": in_features, "out_features": out_features, **self._weights.dims}, count)
+        """Beside its visual expert, where layers have some. input_quantized: what comes before it can quantize its own output."""
+        dims = {"in_features": in_features, "out_features": out_features, **self._weights.dims}
+        for rows in self._rows:
+            if self._weights.quantizes_input and not (input_quantized and self._fuse_quantization):
+                self._add("quantize_activation", {"hidden_size": in_features}, count, rows=rows)
+            self._add(self._weights.op, dims, count, rows=rows)
 
     def _head_norm(self, num_heads: int, count: int, rows: Rows = "tokens") -> None:
         """Of heads one by one, or all at once."""
@@ -314,7 +338,11 @@ class CallList:
 
     def _norm(self, count: int, quantizes: bool = False) -> None:
         dims = {"hidden_size": self._a.hidden_size, "residual": 1}
-        self._add(f"{self._a.family.norm}_norm", {**dims, **(self._quantized_output() if quantizes else {})}, count)
+        self._add(
+            f"{self._a.family.norm}_norm",
+            {**dims, **(self._quantized_output() if quantizes and not self._has_experts else {})},
+            count,
+        )
 
     def _quantized_output(self) -> dict[str, float]:
         return {"out_bytes": 1, "num_scales": 1} if self._weights.quantizes_input and self._fuse_quantization else {}

@@ -44,6 +44,8 @@ class StepWork:
     decodes      rows of one token each, and of one and its drafts
     chunk_lens, chunk_ctx_lens   of each row of a prompt: new tokens, and tokens in the cache, the new ones included
     recorded     the kernels up to the logits are replayed, in one launch
+    num_visual   of the tokens, those that take the weights of images; None: there are no such weights
+    whole_lens, whole_ctx_lens   of each image whose tokens see each other: tokens, and those up to its last
     encoded      each item that is encoded: one by one, and never in a recording
     stored       likewise, of each request that takes its seat, the vectors that layers make keys and values of
     cross_decodes, cross_lens, cross_ctx_lens   the same tokens, in rows that see as much of what an encoder gave, which is their
@@ -56,6 +58,9 @@ class StepWork:
     chunk_lens: Sequence[int] = ()
     chunk_ctx_lens: Sequence[int] = ()
     recorded: bool = False
+    num_visual: int | None = None
+    whole_lens: Sequence[int] = ()
+    whole_ctx_lens: Sequence[int] = ()
     encoded: Sequence[Item] = ()
     stored: Sequence[int] = ()
     cross_decodes: Sequence[DecodeRows] = ()
@@ -65,7 +70,10 @@ class StepWork:
     @property
     def numbers(self) -> tuple[tuple[Rows, int], ...]:
         """What calls have for lengths that need no contexts -> their number."""
-        return ("tokens", self.num_tokens), ("logits", self.num_logits), ("samples", self.num_logits)
+        found: tuple[tuple[Rows, int], ...] = ("tokens", self.num_tokens), ("logits", self.num_logits), ("samples", self.num_logits)
+        if self.num_visual is None:
+            return found
+        return ("language", self.num_tokens - self.num_visual), ("vision", self.num_visual), *found
 
     @property
     def items(self) -> Iterator[tuple[Rows, Item]]:
@@ -130,9 +138,13 @@ class _Attention:
                 mean += 1.0
 
     def prefill(self, lens: Sequence[int], ctx_lens: Sequence[int]) -> float:
-        seconds = self.count * self.timer(lens, ctx_lens)
+        seconds = self.prefill_s(lens, ctx_lens)
         self.took(seconds, 1)
         return seconds
+
+    def prefill_s(self, lens: Sequence[int], ctx_lens: Sequence[int]) -> float:
+        """Not counted. Tokens that see nothing, as before an image, take as long as those that see one position."""
+        return self.count * self.timer(lens, [max(context, 1) for context in ctx_lens])
 
     def took(self, seconds: float, num_steps: int) -> None:
         """Counts what steps took."""
@@ -246,10 +258,12 @@ class StageCost:
         if work.chunk_lens:
             yield work.chunk_lens, work.chunk_ctx_lens, self._attention["prefill"]
             yield work.cross_lens, work.cross_ctx_lens, self._attention["cross_prefill"]
+        if work.whole_lens:
+            yield work.whole_lens, work.whole_ctx_lens, self._attention["whole"]
 
     def ahead(self, work: StepWork) -> DecodesAhead:
         """``work``, that of a step that only decodes, and the steps after it, if each adds a token to every row."""
-        priced = [self._priced.get((*key, work.recorded)) or self._price(*key, work.recorded) for key in work.numbers]
+        priced = [self._priced.get((*key, work.recorded)) or self._price(*key, work.recorded) for key in work.numbers if key[1]]
         return DecodesAhead(priced, self._attention["decode"], self._attention["cross_decode"], work)
 
     def calls(self, work: StepWork) -> Iterator[tuple[Call, int, float, Sequence[int], Sequence[int]]]:
@@ -270,7 +284,7 @@ class StageCost:
                 yield each.call, each.count, seconds, [decodes.tokens] * decodes.count, decodes.contexts.tolist()
         for chunk_lens, ctx_lens, attentions in self._chunks(work):
             for each in attentions:
-                yield each.call, each.count, each.count * each.timer(chunk_lens, ctx_lens), chunk_lens, ctx_lens
+                yield each.call, each.count, each.prefill_s(chunk_lens, ctx_lens), chunk_lens, ctx_lens
 
     def add_op_times(self, found: dict[str, OpTime]) -> None:
         """What every op took so far, added to ``found``."""

@@ -17,6 +17,7 @@ from ..engine.kv_cache.spec import ELEMENT_BYTES
 from ..engine.step import StepInput, StepOutput
 from ..models.ranks import stages
 from ..models.read import ModelInfo
+from ..multimodal.items import ImageItem, overlaps
 from .cost_model import CONTEXT_GRID, DecodeRows, DecodesAhead, OpTime, StepWork
 from .device_memory import Holding, activation_bytes, num_blocks
 from .drafting import Drafting
@@ -136,6 +137,7 @@ class SimulatedExecutor:
         self.draft_max_model_len, self.drafts_read_ahead = None, False
         self.num_drafts = config.speculative_config.num_speculative_tokens
         self.has_states = architecture.has_states
+        self._is_whole, self._has_experts = model.vision is not None and model.vision.whole, architecture.has_visual_experts
         self._attends_encoded = bool(architecture.family.encoder) or architecture.sees_images
         self.weight_bytes = self.nominal_weight_bytes = round(config.parallel.tp * sum(held.weights for held in self._held()))
 
@@ -163,6 +165,7 @@ class SimulatedExecutor:
         self._token_at_s = np.zeros(self._num_seats)
         self._encoded = np.zeros(self._num_seats, dtype=np.int64) if self._attends_encoded else None
         self._views: dict[int, tuple[View, ...]] = {}
+        self._images: dict[int, tuple[ImageItem, ...]] | None = {} if self._is_whole or self._has_experts else None
         self._context = 1
         self._periods: dict[tuple[int, int, int], float] = {}
 
@@ -180,6 +183,8 @@ class SimulatedExecutor:
                 given = new.encoder_input
                 self._encoded[new.seat] = 0 if given is None else given.num_seen
                 self._views[new.seat] = () if given is None else given.views
+        if self._images is not None:
+            self._images |= {new.seat: new.images for new in step.new}
         contexts = tokens.contexts(step, seats)
         work = self._work(step, contexts) if self._plan is None else self._canvas_work(self._plan, step, contexts)
         times, passes = self._placement.step(work), list[StepWork]()
@@ -315,6 +320,14 @@ class SimulatedExecutor:
         work = StepWork(num_tokens, num_logits, decodes, counts[first_chunk:], contexts[first_chunk:].tolist(), recorded)
         if self._tower is not None:
             work.encoded = [self._tower.item(image) for image in step.images]
+        if self._images is not None:
+            images = [self._images.get(seat, ()) for seat in step.seats]
+            found = overlaps(images, (contexts - counts).tolist(), contexts.tolist())
+            if self._has_experts:
+                work.num_visual = sum(end - start - (end == image.end) for _, image, start, end in found)
+            if self._is_whole:
+                work.whole_lens = [end - start for _, _, start, end in found]
+                work.whole_ctx_lens = [end for *_, end in found]
         if self._encoded is not None:
             work.stored = [new.encoder_input.num_vectors for new in step.new if new.encoder_input is not None]
             if self._tower is None:

@@ -11,26 +11,36 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file
 
 from framework.build import build_engine
-from framework.config import CacheConfig, EngineConfig, ExecutorConfig, GraphConfig, ModelConfig, SchedulerConfig
+from framework.config import CacheConfig, EngineConfig, ExecutorConfig, GraphConfig, ModelConfig, QuantConfig, SchedulerConfig
 from framework.engine.engine import Engine
+from framework.executor.calls import CallList
+from framework.models.ranks import stages
+from framework.models.read import read_model
 from framework.sampling_params import SamplingParams
 
 from ..engines import assert_idle, finish
 from ..multimodal.checkpoints import make_without_weights, picture
+from ..multimodal.cogvlm import Checkpoint
 from ..multimodal.test_sized import shape
 from .simulations import called
 
-KINDS = ("llava", "qwen2_vl", "mllama")
+KINDS = {"llava": 2, "qwen2_vl": 2, "gemma3": 2, "mllama": 2, "cogvlm": 4}
+"""And seeds of workloads of which no chunk is so short that attention takes it for a decode, as a simulated one does not."""
 KERNELS = {"qk_norm_rotary_kv_write": "none"}  # as on a CPU
 OPS = ("linear", "rms_norm", "kv_cache_write", "embedding", "slot_mapping", "rotary", "qk_norm_rotary_kv_write", "silu_and_mul")
 
 
 @pytest.fixture(scope="module", params=KINDS)
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    found = tmp_path_factory.mktemp(request.param)
-    make_without_weights(request.param, found)
+    found: Path = tmp_path_factory.mktemp("images") / request.param
+    found.mkdir()
+    if request.param == "cogvlm":
+        Checkpoint(found)
+    else:
+        make_without_weights(request.param, found)
     return found
 
 
@@ -54,6 +64,15 @@ def build(folder: Path, kind: str = "simulated", **settings: Any) -> Engine:
     return build_engine(EngineConfig(model, **given))
 
 
+def num_parameters(folder: Path) -> int:
+    """Of the library's model, or, of a type that it has not, in the checkpoint."""
+    if (file := folder / "model.safetensors").exists():
+        return sum(weight.numel() for name, weight in load_file(file).items() if not name.endswith("inv_freq"))
+    with torch.device("meta"):
+        library = transformers.AutoModelForImageTextToText.from_config(transformers.AutoConfig.from_pretrained(folder))
+    return sum(weight.numel() for weight in library.parameters())
+
+
 def add(engine: Engine, name: str, rng: random.Random, num_images: int, num_tokens: int, num_output: int) -> None:
     """Images of a few, anywhere in the prompt."""
     assert engine.inputs.image_prompts is not None
@@ -66,14 +85,14 @@ def add(engine: Engine, name: str, rng: random.Random, num_images: int, num_toke
 
 
 def test_a_simulated_run_calls_what_a_real_one_does(folder: Path) -> None:
-    """With images, some of which come again, and without, beside each other; in chunks, decodes, and steps of both. No chunk is so
-    short that attention takes it for a decode, as it does not here."""
+    """With images, some of which come again, and without, beside each other; in chunks, decodes, and steps of both."""
+    kind = folder.name
     found: list[Counter[Any]] = []
     for executor in ("local", "simulated"):
-        rng, scheduler = random.Random(2), SchedulerConfig(max_num_seqs=4, max_num_batched_tokens=64, in_flight_steps=1)
+        rng, scheduler = random.Random(KINDS[kind]), SchedulerConfig(max_num_seqs=4, max_num_batched_tokens=64, in_flight_steps=1)
         engine = build(folder, executor, scheduler=scheduler, profile=True, num_threads=1 if executor == "local" else 0)
         for i in range(8):
-            add(engine, str(i), rng, (1, 0, 2, 1)[i % 4], rng.randint(1, 50), rng.randint(1, 8))
+            add(engine, str(i), rng, (1, 0, 1 if kind == "cogvlm" else 2, 1)[i % 4], rng.randint(1, 50), rng.randint(1, 8))
         done = finish(engine)
         assert not any(output.error for output in done.values())
         found.append(called(engine, OPS))
@@ -87,11 +106,25 @@ def test_a_simulated_run_calls_what_a_real_one_does(folder: Path) -> None:
 def test_weights_and_blocks_are_those_of_a_real_one(folder: Path) -> None:
     budget = {"cache": CacheConfig(16, memory_bytes=3_000_000)}
     real, simulated, null = (build(folder, name, **budget).executor for name in ("local", "simulated", "null"))
-    with torch.device("meta"):
-        library = transformers.AutoModelForImageTextToText.from_config(transformers.AutoConfig.from_pretrained(folder))
-    assert simulated.weight_bytes == 4 * sum(weight.numel() for weight in library.parameters())
+    assert simulated.weight_bytes == 4 * num_parameters(folder)
     assert simulated.num_blocks == real.num_blocks == null.num_blocks
     assert simulated.groups == real.groups == null.groups
+
+
+def test_norms_before_visual_experts_quantize_for_neither(tmp_path: Path) -> None:
+    """Each product quantizes its own rows, but the last of the MLP, whose activation does."""
+    Checkpoint(tmp_path)
+    config = EngineConfig(ModelConfig(str(tmp_path), load_format="dummy"), quant=QuantConfig("int8"))
+    info = read_model(config.model)
+    assert info.architecture is not None
+    (stage,) = stages(info.architecture, 1)
+    calls = CallList(info, info.architecture, config, fused=False).stage(stage)
+    found = {(call.op, call.rows): count for call, count in calls.items() if dict(call.dims).get("out_bytes") == 1}
+    assert found == {("silu_and_mul", rows): 2 for rows in ("language", "vision")}
+    quantized = Counter({rows: 0 for rows in ("language", "vision")})
+    for call, count in calls.items():
+        quantized[call.rows] += count * (call.op == "quantize_activation")
+    assert +quantized == {"language": 2 * 3, "vision": 2 * 3}
 
 
 def test_the_published_number_of_parameters() -> None:
@@ -116,11 +149,12 @@ def test_one_image_of_several_requests_is_encoded_once(mllama: Path) -> None:
     assert found == {1: {projector: 1, keys_and_values: 2}, 8: {projector: 1, keys_and_values: 2 * 8}}
 
 
-def test_what_images_take(mllama: Path) -> None:
+@pytest.mark.parametrize("calibration", [{"calibration": "roofline", "efficiency": 1.0, "kernel_overhead_s": 0.0}, {}])
+def test_what_images_take(calibration: dict[str, Any], mllama: Path) -> None:
     """Tokens that see more tiles take longer, and so do steps that encode these."""
     first, later = [], []
     for width in (None, 28, 56, 112):
-        device = ExecutorConfig("simulated", "h200", "roofline", 1.0, 0.0, 0.0, 0.0)  # the host takes no time
+        device = ExecutorConfig("simulated", "h200", step_overhead_s=0.0, launch_s=0.0, **calibration)
         engine = build(mllama, scheduler=SchedulerConfig(max_num_seqs=8, in_flight_steps=1), executor=device)
         images = [picture(1, width, 28)] if width else []
         prompt = {"prompt_token_ids": [258, 5] if width else [5, 5], "multi_modal_data": {"image": images}}
