@@ -13,7 +13,7 @@ import pytest
 from framework.build import build_engine
 from framework.config import CacheConfig, EngineConfig, ExecutorConfig, ModelConfig, ParallelConfig, SchedulerConfig
 from framework.engine.engine import Engine
-from framework.engine.inputs import EngineInput
+from framework.engine.prompts import EngineInput
 from framework.multimodal import sized
 
 from ..engines import assert_idle, finish, token_params
