@@ -45,6 +45,7 @@ _COGVLM_TOWER = "framework/models/cogvlm_tower.py"
 _VISUAL_EXPERTS = "framework/models/layers/visual_experts.py"
 _VISION = "framework/models/vision.py"
 _MODEL_LOAD = "framework/models/load.py"
+_LAYER_BINDER = "framework/models/binding/layer.py"
 _ANGLES = "framework/models/layers/angles.py"
 _CATALOG = "framework/models/catalog.py"
 _HUB = "framework/models/hub.py"
@@ -231,6 +232,7 @@ _LORA_TESTS = ["tests/framework/worker/test_lora.py"]
 _IMAGE_TESTS = ["tests/framework/multimodal"]
 _PIPELINE_TESTS = ["tests/framework/models/image_generation", "tests/framework/test_image_pipeline.py"]
 _INTERNVL_TESTS = ["tests/framework/multimodal/test_internvl_chat.py"]
+_TIED_TESTS = "tests/framework/models/test_tied.py"
 _COGVLM_TESTS = ["tests/framework/multimodal/test_cogvlm.py"]
 _PHI3_TESTS = ["tests/framework/multimodal/test_phi3_v.py"]
 _STATE_TESTS = ["tests/framework/worker/test_states.py"]
@@ -258,11 +260,12 @@ TESTS: dict[str, list[str]] = {
     **dict.fromkeys(
         (_IMAGE_PIPELINE, *(f"{_IMAGE_GENERATION}{name}.py" for name in ("index", "attention", "load"))), _PIPELINE_TESTS
     ),
-    **{key: [_MLLAMA_TESTS] for key in (_ENCODED_ROWS, _IMAGE_ENCODER, _BINDER)},
+    **{key: [_MLLAMA_TESTS] for key in (_ENCODED_ROWS, _IMAGE_ENCODER)},
     _ENCODER_RUNNER: [_MLLAMA_TESTS, _FAILING_STEPS],
     **dict.fromkeys((_TOWER, _TILES), _INTERNVL_TESTS),
     **dict.fromkeys((_PHI3_TOWER, _CROPS), _PHI3_TESTS),
-    **dict.fromkeys((_SQUARES, _COGVLM_TOWER, _VISUAL_EXPERTS, _MODEL_LOAD), _COGVLM_TESTS),
+    **dict.fromkeys((_SQUARES, _COGVLM_TOWER, _VISUAL_EXPERTS), _COGVLM_TESTS),
+    _MODEL_LOAD: [*_COGVLM_TESTS, _TIED_TESTS, "tests/framework/models/pooling/test_decoders.py"],
     _VISION: [*_COGVLM_TESTS, _MLLAMA_TESTS],
     _CATALOG: ["tests/framework/cli/test_models.py"],
     _HUB: ["tests/framework/models/test_loading.py", "tests/framework/models/pooling/test_sentence_transformers.py"],
@@ -312,10 +315,8 @@ TESTS: dict[str, list[str]] = {
     **dict.fromkeys((_NATIVE, _ROPE), _CONFIG_TESTS),
     **{f"{_FAMILIES}{name}.py": _CONFIG_TESTS for name in ("cohere", "deepseek", "falcon", "internlm")},
     f"{_FAMILIES}llama.py": [*_CONFIG_TESTS, "tests/framework/models/pooling/test_gritlm.py"],
-    **{file: ["tests/framework/models/test_loading.py", *_SHARDED_TESTS] for file in (_WEIGHTS, _TENSOR_FILES)},
-    **dict.fromkeys(
-        (_PARTS, f"{_BINDING}binder.py", *(f"{_QUANTIZATION}{name}.py" for name in ("shares", "scheme"))), _SHARDED_TESTS
-    ),
+    **{file: ["tests/framework/models/test_loading.py", _TIED_TESTS, *_SHARDED_TESTS] for file in (_WEIGHTS, _TENSOR_FILES)},
+    **dict.fromkeys((_PARTS, *(f"{_QUANTIZATION}{name}.py" for name in ("shares", "scheme"))), _SHARDED_TESTS),
     **dict.fromkeys(
         (
             _RANK,
@@ -337,7 +338,8 @@ TESTS: dict[str, list[str]] = {
         _DISTRIBUTED_TESTS,
     ),
     f"{_BINDING}checks.py": ["tests/distributed/test_tokens.py", *_LOCKSTEP_TESTS],
-    f"{_BINDING}layer.py": ["tests/distributed/test_tokens.py"],
+    _BINDER: [*_SHARDED_TESTS, _MLLAMA_TESTS],
+    _LAYER_BINDER: ["tests/distributed/test_tokens.py", *_COGVLM_TESTS],
     f"{_BINDING}attention.py": [*_SHARDED_TESTS, "tests/models/test_families.py::test_logits[None-falcon-rw-twenty]"],
     **dict.fromkeys((_EXPERT_MAP, _EXPERT_BALANCER, _EXPERTS, f"{_BINDING}experts.py"), _EXPERT_TESTS),
     **dict.fromkeys((_LOCKSTEP, *(f"{_DISTRIBUTED}{name}.py" for name in ("lockstep", "experts"))), _LOCKSTEP_TESTS),
@@ -1249,6 +1251,20 @@ MUTANTS = [
     ),
     Mutant("a step of an image alone", _VISUAL_EXPERTS, "if not len(tokens.language):", "if len(tokens.language):"),
     Mutant("adapters beside visual experts", _MODEL_LOAD, "info.vision is not None and info.vision.experts:", "False:"),
+    Mutant("visual experts read rounded outputs of norms", _LAYER_BINDER, ' and f"vision_{linear}" not in parts', ""),
+    Mutant(
+        "weights beside those of a tied model are passed over",
+        _MODEL_LOAD,
+        "if a.tied and (a.has_logits or",
+        "if False and (True or",
+    ),
+    Mutant(
+        "the answers of a tied model are not looked at",
+        _MODEL_LOAD,
+        "(info.pooling is not None and info.pooling.answer_tokens)",
+        "False",
+    ),
+    Mutant("of a tied model the first rows are compared", _WEIGHTS, "in range(0, num_rows, _COMPARED_ROWS)", "in range(1)"),
     Mutant("what is forgotten is there all the same", _IMAGE_MIRROR, "self._embeddings.pop(name, None)", "pass"),
     Mutant("a tower takes no time", _SIMULATED, "[self._tower.item(image) for image in step.images]", "[]"),
     Mutant(
@@ -1381,7 +1397,7 @@ MUTANTS = [
     Mutant("KV heads go round the ranks", _PARTS, "rank.rank // copies * count", "rank.rank % (rank.size // copies) * count"),
     Mutant("all ranks have the first experts", _PARTS, "start = rank.rank * count if count < total else 0", "start = 0"),
     Mutant("every rank adds the bias", _LINEAR, '{**part.tensors, "bias": None}, params=', "part.tensors, params="),
-    Mutant("every rank embeds the first words", f"{_BINDING}binder.py", '{"vocab_start": start}', '{"vocab_start": 0}'),
+    Mutant("every rank embeds the first words", _BINDER, '{"vocab_start": start}', '{"vocab_start": 0}'),
     Mutant(
         "every rank has the slopes of the first",
         f"{_BINDING}attention.py",
@@ -1784,7 +1800,7 @@ MUTANTS = [
     ),
     Mutant("collectives that nobody calls are passed over", f"{_BINDING}checks.py", "plan.check_named({op", "print({op"),
     Mutant("products of ranks are not checked", f"{_BINDING}checks.py", "type(scheme) is Unquantized:", "False:"),
-    Mutant("ranks sum up twice", f"{_BINDING}layer.py", "                summed.reduce = None\n", ""),
+    Mutant("ranks sum up twice", _LAYER_BINDER, "                summed.reduce = None\n", ""),
     Mutant("a sum that is left to a norm is not checked", f"{_BINDING}checks.py", "if whole.norms_sums:", "if False:"),
     Mutant("the exchange of experts is not checked", f"{_BINDING}checks.py", "if parallel.ep.size > tp.size:", "if False:"),
     Mutant(
