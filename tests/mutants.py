@@ -161,6 +161,7 @@ _ATTENTION = "framework/models/layers/attention.py"
 _BINDER = "framework/models/binding/binder.py"
 _VERIFY_DRAFT = "triton_kernels/impls/verify_draft/torch.py"
 _REPEATING = "experiments/repeating.py"
+_SERVE_JOB = "experiments/serve_job.py"
 _SWEEP_FOLDER = "experiments/sweep_folder.py"
 
 
@@ -371,6 +372,7 @@ TESTS: dict[str, list[str]] = {
     _SIZED_FILE: ["tests/framework/multimodal/test_sized.py"],
     _TOWERS_FILE: ["tests/framework/executor/test_towers.py"],
     _PICTURES_FILE: ["tests/experiments/test_image_workloads.py"],
+    _SERVE_JOB: ["tests/experiments/test_simulated_serving.py"],
     **dict.fromkeys((_TIMERS, _SIMULATED, _SIMULATED_DEVICE, _RANKS), _SIMULATED_TESTS),
     **dict.fromkeys((_CALIBRATION, _OPERATORS, _OPERATOR_MODEL, _PHYSICS, _KRIGING), _CALIBRATION_TESTS),
     _FITTING: ["tests/framework/study/test_calibration_fits.py"],
@@ -1228,6 +1230,8 @@ MUTANTS = [
     Mutant("chunks end within images", _ENCODER_CACHE, "(self._whole and end < image.end) or ", ""),
     Mutant("text goes on behind the shorter side", _ITEMS, "position += max(image.grid)", "position += min(image.grid)"),
     Mutant("users spell placeholders", _IMAGE_PROMPTS, "found[0][0] + BREAK + found[0][1:]", "found[0]"),
+    Mutant("prompts without a beginning", _IMAGE_PROMPTS, "self._pattern.split(self._processor.begun(text))", "pieces"),
+    Mutant("prefixes are said to be shared", _SERVE_JOB, '"on" if info.prefix_caching else "off"', '"on"'),
     Mutant("every image is a hit", _ENCODER_CACHE, "self.num_hits += is_kept", "self.num_hits += 1"),
     Mutant("what passes by stays", _ENCODER_CACHE, "self._forgotten, list(self._passing)", "self._forgotten, []"),
     Mutant("attended images of any number", _ENCODER_CACHE, "sum(missing.values()) <= self._left or", "True or"),
