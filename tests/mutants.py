@@ -161,6 +161,7 @@ _ATTENTION = "framework/models/layers/attention.py"
 _BINDER = "framework/models/binding/binder.py"
 _VERIFY_DRAFT = "triton_kernels/impls/verify_draft/torch.py"
 _REPEATING = "experiments/repeating.py"
+_SERVE_JOB = "experiments/serve_job.py"
 _SWEEP_FOLDER = "experiments/sweep_folder.py"
 
 
@@ -197,8 +198,10 @@ _QUANTIZATION_TESTS = ["tests/framework/models/quantization", "tests/framework/m
 _CONFIG_TESTS = ["tests/models/test_configs.py"]
 _CALIBRATION_TESTS = ["tests/framework/executor/test_calibration.py"]
 _ENCODER_COST_TESTS = "tests/framework/executor/test_encoder_decoders.py"
+_IMAGE_COST_TESTS = "tests/framework/executor/test_images.py"
 _SIMULATED_TESTS = [
     _ENCODER_COST_TESTS,
+    _IMAGE_COST_TESTS,
     "tests/framework/multimodal/test_without_device.py",
     *(f"tests/framework/executor/test_{name}.py" for name in ("parallel", "device_memory", "simulated", "speculation")),
     "tests/framework/study/test_replicas.py",
@@ -294,11 +297,13 @@ TESTS: dict[str, list[str]] = {
     **{file: [*_TOKEN_TESTS, *_DRAFT_TESTS] for file in (_SAMPLER, _SEAT_PARAMS)},
     _PENALTIES: ["tests/framework/worker/test_bad_words.py", *_TOKEN_TESTS, *_DRAFT_TESTS, _ENCODING_TESTS, _MLLAMA_TESTS],
     _CACHE_MEMORY: [*_STATE_TESTS, *_CANVAS_TESTS],
-    **dict.fromkeys((_RUN_AHEAD, _ATTENTION_ROWS, _PSEUDO, _CANVAS_MIRROR), _CANVAS_TESTS),
-    _CALLS: [*_CANVAS_TESTS, _ENCODER_COST_TESTS],
+    **dict.fromkeys((_RUN_AHEAD, _PSEUDO, _CANVAS_MIRROR), _CANVAS_TESTS),
+    _ATTENTION_ROWS: [*_CANVAS_TESTS, _MLLAMA_TESTS],
+    _CALLS: [*_CANVAS_TESTS, _ENCODER_COST_TESTS, _IMAGE_COST_TESTS],
     _ENCODER_COST: ["tests/framework/executor/test_encoders.py", _ENCODER_COST_TESTS],
-    _COST_MODEL: [_ENCODER_COST_TESTS],
-    **{key: [_SOUND_TESTS, _MLLAMA_TESTS] for key in (_ENCODING, _SPEECH, _SOUND)},
+    _COST_MODEL: [_ENCODER_COST_TESTS, _IMAGE_COST_TESTS],
+    **{key: [_SOUND_TESTS, _MLLAMA_TESTS] for key in (_SPEECH, _SOUND)},
+    _ENCODING: [_IMAGE_COST_TESTS, _SOUND_TESTS, _MLLAMA_TESTS],
     _LOCAL_EXECUTOR: [_ENCODING_TESTS, _MLLAMA_TESTS],
     **dict.fromkeys((_DENOISING, _DIFFUSION), _DIFFUSION_TESTS),
     _MIXERS: ["tests/models/test_families.py::test_logits[None-qwen3-next]"],
@@ -363,10 +368,11 @@ TESTS: dict[str, list[str]] = {
     _PLAN: ["tests/framework/models/quantization/test_on_load.py"],
     _GPTQ_SEARCH: ["tests/framework/quantize/test_gptq.py"],
     _QUALITY: ["tests/framework/worker/test_teacher_forcing.py"],
-    _IMAGE_MIRROR: ["tests/framework/multimodal/test_without_device.py", _ENCODER_COST_TESTS],
+    _IMAGE_MIRROR: ["tests/framework/multimodal/test_without_device.py", _ENCODER_COST_TESTS, _IMAGE_COST_TESTS],
     _SIZED_FILE: ["tests/framework/multimodal/test_sized.py"],
     _TOWERS_FILE: ["tests/framework/executor/test_towers.py"],
     _PICTURES_FILE: ["tests/experiments/test_image_workloads.py"],
+    _SERVE_JOB: ["tests/experiments/test_simulated_serving.py"],
     **dict.fromkeys((_TIMERS, _SIMULATED, _SIMULATED_DEVICE, _RANKS), _SIMULATED_TESTS),
     **dict.fromkeys((_CALIBRATION, _OPERATORS, _OPERATOR_MODEL, _PHYSICS, _KRIGING), _CALIBRATION_TESTS),
     _FITTING: ["tests/framework/study/test_calibration_fits.py"],
@@ -1224,6 +1230,8 @@ MUTANTS = [
     Mutant("chunks end within images", _ENCODER_CACHE, "(self._whole and end < image.end) or ", ""),
     Mutant("text goes on behind the shorter side", _ITEMS, "position += max(image.grid)", "position += min(image.grid)"),
     Mutant("users spell placeholders", _IMAGE_PROMPTS, "found[0][0] + BREAK + found[0][1:]", "found[0]"),
+    Mutant("prompts without a beginning", _IMAGE_PROMPTS, "self._pattern.split(self._processor.begun(text))", "pieces"),
+    Mutant("prefixes are said to be shared", _SERVE_JOB, '"on" if info.prefix_caching else "off"', '"on"'),
     Mutant("every image is a hit", _ENCODER_CACHE, "self.num_hits += is_kept", "self.num_hits += 1"),
     Mutant("what passes by stays", _ENCODER_CACHE, "self._forgotten, list(self._passing)", "self._forgotten, []"),
     Mutant("attended images of any number", _ENCODER_CACHE, "sum(missing.values()) <= self._left or", "True or"),
@@ -1267,13 +1275,35 @@ MUTANTS = [
         "prompts of one token are decodes", _SIMULATED, "(whole := contexts[:ones] == 1).any()", "(whole := contexts[:0]).any()"
     ),
     Mutant(
-        "what an encoder gave for others", _SIMULATED, "seen = self._encoded[step.seats]", "seen = self._encoded[: len(step.seats)]"
+        "what an encoder gave for others", _SIMULATED, "self._encoded[step.seats], views)", "self._encoded[: len(views)], views)"
     ),
     Mutant(
         "encoders cost nothing when they run",
         _COST_MODEL,
-        "        for item in work.encoded:\n            priced",
-        "        for item in ():\n            priced",
+        "        for rows, item in work.items:\n            priced",
+        "        for rows, item in ():\n            priced",
+    ),
+    Mutant("room between images is stored", _ENCODING, "sum(image.count for image in self.images) if self.images else", ""),
+    Mutant("images are seen from the last on", _SIMULATED, "() if given is None else given.views", "()"),
+    Mutant("tables of all groups are one", _CALLS, "sum(crosses), crosses.count(False)", "sum(crosses), 1"),
+    Mutant("tokens of images take the weights of text", _COST_MODEL, '("vision", self.num_visual)', '("vision", 0)'),
+    Mutant("the last of a simulated image sees as its others", _SIMULATED, "end - start - (end == image.end)", "end - start"),
+    Mutant("tokens of images see nothing behind them", _COST_MODEL, "if work.whole_lens:", "if False:"),
+    Mutant("norms before visual experts quantize", _CALLS, "if quantizes and not self._has_experts", "if quantizes"),
+    Mutant("queries of images are not normalized", _CALLS, 'if "cross_q_norm" in a.family.names:', "if False:"),
+    Mutant("keys of images are not normalized", _CALLS, 'if "cross_k_norm" in a.family.names:', "if False:"),
+    Mutant("padding of tiles is projected", _CALLS, "number.embeddings if self.embeddings", "sum(parts) if self.embeddings"),
+    Mutant(
+        "images that layers attend to need no embeddings",
+        _IMAGE_MIRROR,
+        "for image in row.images if row.encoded else ():",
+        "for image in ():",
+    ),
+    Mutant(
+        "what tokens see of an encoder is nothing",
+        _IMAGE_MIRROR,
+        "for place in range(view.start, view.start + view.length):\n                    self",
+        "for place in ():\n                    self",
     ),
     Mutant(
         "steps ahead attend to no encoder",
@@ -1291,13 +1321,7 @@ MUTANTS = [
     Mutant("convolutions of sound have one row per vector", _ENCODER_COST, "found.d_model, 2.0)", "found.d_model, 1.0)"),
     Mutant("a gate of an encoder is free", _ENCODER_COST, "* (1 + self.gated), Product(inner", ", Product(inner"),
     Mutant("blocks of an encoder may be others'", _IMAGE_MIRROR, "held.count(block) == 1 for", "True for"),
-    Mutant(
-        "blocks of an encoder may be too many",
-        _IMAGE_MIRROR,
-        "len(table) == -(-len(row.encoded) // size)",
-        "len(table) >= -(-len(row.encoded) // size)",
-    ),
-    Mutant("nobody reads what an encoder gave", _IMAGE_MIRROR, "self._check_read(row, group, place, content)", "pass"),
+    Mutant("blocks of an encoder may be too many", _IMAGE_MIRROR, "len(table) == -(-end // size)", "len(table) >= -(-end // size)"),
     Mutant("blocks of an encoder grow", _IMAGE_MIRROR, "assert group not in self._cross, f", "assert True, f"),
     Mutant("windows see everything", _TOWERS_FILE, "min(side, end - i)", "side"),
     Mutant("a thumbnail is left out", _SIZED_FILE, "        count += count > 1\n", ""),
@@ -1953,7 +1977,7 @@ MUTANTS = [
     ),
     Mutant("tokens before an image have an MLP of it", _BATCHES, "blind=blind_tokens if blind.any() else None", "blind=None"),
     Mutant("recorded tokens without an image have an MLP of it", _GRAPHS, "blind = (encoded == 0)", "blind = (encoded < 0)"),
-    Mutant("prompts see what generated tokens see", _ENCODED_ROWS, "first >= own[-1].first", "True"),
+    Mutant("prompts see what generated tokens see", _ATTENTION_ROWS, "begin >= own[-1].first", "True"),
     Mutant("every token sees the first blocks", _ENCODED_ROWS, "if not self.starts.any():", "if True:"),
     Mutant("decodes that see several images are one row", _ENCODED_ROWS, "(row < num_decodes).sum()", "num_decodes"),
     Mutant("an image overwrites the one beside it", _ENCODER_RUNNER, "* (last.start == view.start)", "* 0"),

@@ -11,11 +11,13 @@ import numpy as np
 
 from ..clock import Clock, VirtualClock
 from ..config import EngineConfig
-from ..engine.attention_rows import canvas_rows, num_decodes
+from ..engine.attention_rows import canvas_rows, encoded_rows, num_decodes
+from ..engine.encoding import View
 from ..engine.kv_cache.spec import ELEMENT_BYTES
 from ..engine.step import StepInput, StepOutput
 from ..models.ranks import stages
 from ..models.read import ModelInfo
+from ..multimodal.items import ImageItem, overlaps
 from .cost_model import CONTEXT_GRID, DecodeRows, DecodesAhead, OpTime, StepWork
 from .device_memory import Holding, activation_bytes, num_blocks
 from .drafting import Drafting
@@ -127,14 +129,16 @@ class SimulatedExecutor:
         of_step = activation_bytes(self._placement.rank, config, model.dtype)
         element = ELEMENT_BYTES[model.dtype]
         activations = max(of_step, encoders.activation_bytes(element))
-        if self._tower is not None and model.encoding is None:  # embeddings of images, which are kept
+        if self._tower is not None:  # embeddings of images, which are kept
             activations += config.scheduler.encoder_cache * architecture.hidden_size * element
         longest = max(self.max_model_len, model.most_encoded(config.cache.block_size))
         self.num_blocks = num_blocks(config, len(self.groups), longest, self._held(), activations, device.memory_bytes)
         self.in_flight_steps, self.num_stages = max(len(cuts), 2), len(cuts)
         self.draft_max_model_len, self.drafts_read_ahead = None, False
         self.num_drafts = config.speculative_config.num_speculative_tokens
-        self.has_states, self._attends_encoded = architecture.has_states, bool(architecture.family.encoder)
+        self.has_states = architecture.has_states
+        self._is_whole, self._has_experts = model.vision is not None and model.vision.whole, architecture.has_visual_experts
+        self._attends_encoded = bool(architecture.family.encoder) or architecture.sees_images
         self.weight_bytes = self.nominal_weight_bytes = round(config.parallel.tp * sum(held.weights for held in self._held()))
 
         self._device, self._graphs, self._noise = device.name, config.graphs, config.executor.noise
@@ -160,6 +164,8 @@ class SimulatedExecutor:
         self.idle_from_s = [clock.now()] * self.num_stages
         self._token_at_s = np.zeros(self._num_seats)
         self._encoded = np.zeros(self._num_seats, dtype=np.int64) if self._attends_encoded else None
+        self._views: dict[int, tuple[View, ...]] = {}
+        self._images: dict[int, tuple[ImageItem, ...]] | None = {} if self._is_whole or self._has_experts else None
         self._context = 1
         self._periods: dict[tuple[int, int, int], float] = {}
 
@@ -174,8 +180,11 @@ class SimulatedExecutor:
         tokens.admit(step.new)
         if self._encoded is not None:
             for new in step.new:
-                assert new.encoder_input is not None, "the engine takes no other prompts"
-                self._encoded[new.seat] = new.encoder_input.num_seen
+                given = new.encoder_input
+                self._encoded[new.seat] = 0 if given is None else given.num_seen
+                self._views[new.seat] = () if given is None else given.views
+        if self._images is not None:
+            self._images |= {new.seat: new.images for new in step.new}
         contexts = tokens.contexts(step, seats)
         work = self._work(step, contexts) if self._plan is None else self._canvas_work(self._plan, step, contexts)
         times, passes = self._placement.step(work), list[StepWork]()
@@ -311,11 +320,23 @@ class SimulatedExecutor:
         work = StepWork(num_tokens, num_logits, decodes, counts[first_chunk:], contexts[first_chunk:].tolist(), recorded)
         if self._tower is not None:
             work.encoded = [self._tower.item(image) for image in step.images]
+        if self._images is not None:
+            images = [self._images.get(seat, ()) for seat in step.seats]
+            found = overlaps(images, (contexts - counts).tolist(), contexts.tolist())
+            if self._has_experts:
+                work.num_visual = sum(end - start - (end == image.end) for _, image, start, end in found)
+            if self._is_whole:
+                work.whole_lens = [end - start for _, _, start, end in found]
+                work.whole_ctx_lens = [end for *_, end in found]
         if self._encoded is not None:
-            seen = self._encoded[step.seats]
-            work.encoded = [new.encoder_input.num_tokens for new in step.new if new.encoder_input is not None]
-            work.cross_decodes = [DecodeRows(1, seen[:ones])] if ones else []
-            work.cross_ctx_lens = seen[first_chunk:].tolist()
+            work.stored = [new.encoder_input.num_vectors for new in step.new if new.encoder_input is not None]
+            if self._tower is None:
+                work.encoded = work.stored
+            views, tokens = [self._views.get(seat, ()) for seat in step.seats], np.array(counts)
+            row, lens, _, seen = encoded_rows(tokens, contexts - tokens, self._encoded[step.seats], views)
+            n = int((row < ones).sum())
+            work.cross_decodes = [DecodeRows(1, seen[:n])] if n else []
+            work.cross_lens, work.cross_ctx_lens = lens[n:].tolist(), seen[n:].tolist()
         return work
 
     def _canvas_work(self, plan: PassPlan, step: StepInput, contexts: np.ndarray) -> StepWork:
