@@ -34,6 +34,7 @@ _SIZED_FILE = "framework/multimodal/sized.py"
 _TOWERS_FILE = "framework/executor/towers.py"
 _ENCODER_COST = "framework/executor/encoders.py"
 _COST_MODEL = "framework/executor/cost_model.py"
+_BODIES = "framework/study/load/bodies.py"
 _PICTURES_FILE = "framework/study/workload/pictures.py"
 _IMAGE_ROWS = "framework/worker/images.py"
 _TOWER = "framework/models/tower.py"
@@ -373,6 +374,7 @@ TESTS: dict[str, list[str]] = {
     _IMAGE_MIRROR: ["tests/framework/multimodal/test_without_device.py", _ENCODER_COST_TESTS, _IMAGE_COST_TESTS],
     _SIZED_FILE: ["tests/framework/multimodal/test_sized.py"],
     _TOWERS_FILE: ["tests/framework/executor/test_towers.py"],
+    _BODIES: ["tests/framework/server/test_images.py"],
     _PICTURES_FILE: ["tests/experiments/test_image_workloads.py"],
     _SERVE_JOB: ["tests/experiments/test_simulated_serving.py"],
     **dict.fromkeys((_TIMERS, _SIMULATED, _SIMULATED_DEVICE, _RANKS), _SIMULATED_TESTS),
@@ -1333,7 +1335,12 @@ MUTANTS = [
     Mutant("blocks of an encoder grow", _IMAGE_MIRROR, "assert group not in self._cross, f", "assert True, f"),
     Mutant("windows see everything", _TOWERS_FILE, "min(side, end - i)", "side"),
     Mutant("a thumbnail is left out", _SIZED_FILE, "        count += count > 1\n", ""),
-    Mutant("images repeat as one", _PICTURES_FILE, "self._known[name] = self._sized(name)", "self._known[name] = self._sized(0)"),
+    Mutant("images repeat as one", _PICTURES_FILE, "self._known[name] = self._drawn(name,", "self._known[name] = self._drawn(0,"),
+    Mutant(
+        "a server is shown other images", _PICTURES_FILE, "picture(self._config.seed, name, *", "picture(self._config.seed, 0, *"
+    ),
+    Mutant("text before an image is sent again", _BODIES, "        start = image.start\n", ""),
+    Mutant("text behind images is left out", _BODIES, "return parts + _piece(ids[start:], tokenizer)", "return parts"),
     Mutant("two images for one", _IMAGE_PLACES, "if self._is_single and count > 1:", "if False:"),
     Mutant("texts begin behind images", _IMAGE_PROMPTS, "self._encode if self._model_type == COGVLM else encode", "encode"),
     Mutant(
