@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from .async_engine import AsyncEngine
     from .config import EngineConfig
     from .engine.engine import Engine
-    from .engine.inputs import TextPrompt, TokensPrompt
+    from .engine.prompts import TextPrompt, TokensPrompt
     from .image_pipeline import GeneratedImages, ImagePipeline
     from .llm import LLM
     from .lora_request import LoRARequest
@@ -41,8 +41,8 @@ _EXPORTS = {
     "EmbeddingRequestOutput": "pooling_outputs",
     "ClassificationRequestOutput": "pooling_outputs",
     "ScoringRequestOutput": "pooling_outputs",
-    "TextPrompt": "engine.inputs",
-    "TokensPrompt": "engine.inputs",
+    "TextPrompt": "engine.prompts",
+    "TokensPrompt": "engine.prompts",
 }
 __all__ = [
     "LLM",

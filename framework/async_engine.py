@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from .config import EngineConfig, ModelConfig
 from .engine.errors import EngineDeadError
-from .engine.inputs import EngineInput, Prompt, check_priority, request_seed
+from .engine.inputs import check_priority, request_seed
 from .engine.metrics import total_stats
 from .engine.pooling import PoolingInputs, generates
+from .engine.prompts import EngineInput, Prompt
 from .engine_client import EngineClient, connect
 from .engine_process import Add, Call, Method, Report
 from .lora_request import LoRARequest, check_lora_request

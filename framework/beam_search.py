@@ -13,7 +13,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from .engine.inputs import EngineInput
+from .engine.prompts import EngineInput
 from .lora_request import LoRARequest
 from .outputs import LogprobsOnePosition, RequestOutput
 from .sampling_params import BeamSearchParams

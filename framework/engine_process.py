@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from .clock import WallClock
 from .config import EngineConfig
-from .engine.inputs import EngineInput
+from .engine.prompts import EngineInput
 from .executor.kinds import EXECUTORS
 from .failures import Failure
 from .lora_request import LoRARequest

@@ -16,7 +16,8 @@ from .beam_search import BeamSearch, BeamSearchOutput, next_tokens
 from .build import build_engine
 from .config import EngineConfig
 from .engine.engine import Engine
-from .engine.inputs import EngineInput, Prompt, check_priority
+from .engine.inputs import check_priority
+from .engine.prompts import EngineInput, Prompt
 from .engine_args import engine_config
 from .engine_process import WAIT_S
 from .llm_pooling import PoolingMethods, listed

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .engine.inputs import EngineInput, Prompt
 from .engine.pooling import PoolingInputs, generates
+from .engine.prompts import EngineInput, Prompt
 from .outputs import RequestOutput
 from .pooling_outputs import (
     ClassificationRequestOutput,

@@ -13,11 +13,12 @@ from .build import input_processor, pooling_rules
 from .clock import WallClock
 from .config import EngineConfig
 from .engine.errors import EngineDeadError
-from .engine.inputs import EngineInput, Prompt, check_tokens, request_seed
+from .engine.inputs import check_tokens, request_seed
 from .engine.kv_cache.manager import KVCacheManager
 from .engine.limits import Limits
 from .engine.metrics import EngineInfo, EngineMetrics, EngineStats, total_stats
 from .engine.pooling import generates
+from .engine.prompts import EngineInput, Prompt
 from .engine_process import Add, Call, Method, Report
 from .lora_request import LoRARequest, check_lora_request
 from .models.read import read_model

@@ -6,7 +6,7 @@ import asyncio
 from dataclasses import replace
 from typing import Any
 
-from .engine.inputs import EngineInput
+from .engine.prompts import EngineInput
 from .outputs import CompletionOutput, RequestOutput
 from .pooling_params import PoolingParams
 from .sampling_params import RequestOutputKind, SamplingParams

@@ -23,12 +23,13 @@ from .detokenizer import TokenTexts
 from .diffusion import Denoising
 from .errors import DeviceLostError, EngineDeadError
 from .executor import BalancesExperts, Executor, Handle, HoldsAdapters, MaskedHandle
-from .inputs import EngineInput, InputProcessor, Prompt, check_prompt_tokens, check_tokens, follower_params, request_seed
+from .inputs import InputProcessor, check_prompt_tokens, check_tokens, follower_params, request_seed
 from .kv_cache.manager import KVCacheManager
 from .kv_cache.prefix import extra_keys
 from .metrics import EngineInfo, EngineMetrics, EngineStats, Recorder, cache_settings
 from .output_processor import OutputProcessor, RequestGroup
 from .pooling import PoolingRules, generates
+from .prompts import EngineInput, Prompt
 from .request import FinishReason, Request, Status
 from .scheduled import ScheduledStep
 from .scheduler import Scheduler

@@ -97,6 +97,12 @@ class ImageProcessor:
             ) from error
 
 
+def check_reads_images(what: str, image_prompts: object | None, no_images: str) -> None:
+    """Raises ValueError where images cannot be taken, as there are no ``image_prompts``. what: has one; no_images: why not."""
+    if image_prompts is None:
+        raise ValueError(f"{what} holds an image, and this engine takes none: {no_images}")
+
+
 def checked_image(image: Any, still: bool = False) -> Any:
     """The image, before its pixels are read. still: one that moves is refused. Raises ValueError."""
     Image = _pillow()

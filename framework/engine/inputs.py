@@ -4,51 +4,18 @@ from __future__ import annotations
 
 import copy
 import reprlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
+from typing import Any
 
 from ..multimodal.places import BREAK, ImagePlaces
 from ..sampling_params import MAX_LOGPROBS, RequestOutputKind, SamplingParams, is_integer, is_unicode
-from .encoding import EncoderInput, EncoderPrompts
-from .images import ImageProcessor, image_from_url
+from .chat import ChatTemplate
+from .encoding import EncoderPrompts
+from .images import ImageProcessor, check_reads_images
+from .prompts import EngineInput, Prompt
 from .tokenizer import token_ids_of_words
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from ..multimodal.items import ImageItem
-
-
-class TextPrompt(TypedDict):
-    """A prompt as text; prompts of different ``cache_salt`` share no cache blocks. multi_modal_data: ``{"image": a PIL image, or a
-    list of them}``, one for each placeholder in the prompt."""
-
-    prompt: str
-    cache_salt: NotRequired[str]
-    multi_modal_data: NotRequired[Mapping[str, Any]]
-
-
-class TokensPrompt(TypedDict):
-    """A prompt as token ids; its text is not looked at, and comes back with the output."""
-
-    prompt_token_ids: list[int]
-    prompt: NotRequired[str]
-    cache_salt: NotRequired[str]
-    multi_modal_data: NotRequired[Mapping[str, Any]]
-
-
-class EncoderDecoderPrompt(TypedDict):
-    """A prompt of an encoder-decoder. A prompt of another kind is what the encoder reads. Without ``decoder_prompt`` the decoder
-    begins as its config says, and its text has no special tokens but those that it names."""
-
-    encoder_prompt: str | TextPrompt | TokensPrompt | Mapping[str, Any]
-    decoder_prompt: NotRequired[str | TextPrompt | TokensPrompt]
-
-
-Prompt = str | TextPrompt | TokensPrompt | EncoderDecoderPrompt | Mapping[str, Any] | Sequence[int]
-"""Text, a dict of one of the kinds, or a list of token ids."""
 
 _PROMPT_KEYS = ("prompt", "prompt_token_ids", "cache_salt", "multi_modal_data")
 _IMAGE_TOKEN = 0
@@ -56,20 +23,6 @@ _IMAGE_TOKEN = 0
 _IN_ORDER = ("repetition_penalty", "frequency_penalty", "presence_penalty", "bad_words", "structured_outputs", "prompt_logprobs")
 """Sampling parameters that make something of the tokens before."""
 _GENERATION_DEFAULTS = ("repetition_penalty", "temperature", "top_k", "top_p", "min_p")
-
-
-@dataclass(frozen=True)
-class EngineInput:
-    """A prompt as the engine takes it; text is None if it came as token ids; pixels: of an image that is the prompt, see
-    PoolingParams; images: among the tokens; encoder_input: of an encoder-decoder, whose decoder begins with the tokens, and whose
-    encoder read the text."""
-
-    token_ids: list[int]
-    text: str | None = None
-    cache_salt: str | None = None
-    pixels: np.ndarray | None = None
-    images: tuple[ImageItem, ...] = ()
-    encoder_input: EncoderInput | None = None
 
 
 class InputProcessor:
@@ -102,6 +55,7 @@ class InputProcessor:
         self.tokenizer, self._generation, self.max_logprobs, self.images = tokenizer, generation, max_logprobs, images
         self.image_prompts, self.no_images, self.encoding = image_prompts, no_images, encoding
         self.denoises, self.mask_token_id = denoises, mask_token_id
+        self.chat_template = ChatTemplate(tokenizer, image_prompts, no_images)
         self.eos_token_ids = frozenset(eos_token_ids)
         self._never, self._never_first = (_suppressed(generation, name) for name in ("suppress_tokens", "begin_suppress_tokens"))
 
@@ -229,10 +183,10 @@ class InputProcessor:
         continue_final_message: bool = False,
         **template_args: Any,
     ) -> EngineInput:
-        """A conversation as a prompt; see ``render``. Images in it are parts of a message's content, ``{"type": "image_url",
+        """A conversation as a prompt; see ``ChatTemplate``. Images in it are parts of a message's content, ``{"type": "image_url",
         "image_url": {"url": "data:..."}}`` or ``{"type": "image", "image": a PIL image}``."""
-        messages, images = self.take_images(messages)
-        text = self.render(messages, chat_template, add_generation_prompt, continue_final_message, **template_args)
+        messages, images = self.chat_template.take_images(messages)
+        text = self.chat_template.render(messages, chat_template, add_generation_prompt, continue_final_message, **template_args)
         # The template writes the special tokens itself.
         return self.with_images(text, images, lambda part: self.encode(part, add_special_tokens=False))
 
@@ -264,85 +218,7 @@ class InputProcessor:
 
     def check_reads_images(self, what: str) -> None:
         """Raises ValueError where images cannot be taken. what: has one."""
-        if self.image_prompts is None:
-            raise ValueError(f"{what} holds an image, and this engine takes none: {self.no_images}")
-
-    def take_images(self, messages: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], list[Any]]:
-        """Messages as chat templates take them, and the images in their content. Raises ValueError for what is no image."""
-        images: list[Any] = []
-        return [self._without_images(message, images) for message in messages], images
-
-    def _without_images(self, message: Mapping[str, Any], images: list[Any]) -> dict[str, Any]:
-        content = message.get("content")
-        if isinstance(content, str) and self.image_prompts is not None:
-            text = self.image_prompts.as_text(content)
-            return {**message, "content": [{"type": "text", "text": text}] if self._takes_parts else text}
-        if not isinstance(content, list | tuple):
-            return dict(message)
-        parts = []
-        for part in content:
-            kind = part.get("type") if isinstance(part, Mapping) else None
-            if kind in ("image", "image_url"):
-                self.check_reads_images("a message")
-                given = part.get(kind)
-                url = given.get("url") if isinstance(given, Mapping) else given
-                images.append(image_from_url(url, still=True) if kind == "image_url" or isinstance(url, str) else url)
-                parts.append({"type": "image"})
-            elif kind == "text" and isinstance(part.get("text"), str) and self.image_prompts is not None:
-                parts.append({**part, "text": self.image_prompts.as_text(part["text"])})
-            else:
-                parts.append(part)
-        if self.image_prompts is not None and self.image_prompts.is_spelled:
-            numbers = iter(range(len(images) - sum(part == {"type": "image"} for part in parts) + 1, len(images) + 1))
-            return {**message, "content": "\n".join(self._spelled(part, numbers) for part in parts)}
-        return {**message, "content": parts}
-
-    def _spelled(self, part: Any, numbers: Iterator[int]) -> str:
-        kind = part.get("type") if isinstance(part, Mapping) else None
-        if kind == "image" and self.image_prompts is not None:
-            return self.image_prompts.nth_placeholder(next(numbers))
-        if kind != "text" or not isinstance(text := part.get("text"), str):
-            raise ValueError(f"a message's part must be text or an image; found {reprlib.repr(part)}")
-        return text
-
-    @property
-    def _takes_parts(self) -> bool:
-        """Whether the model's chat template goes through the parts of a message's content, also where it is text alone."""
-        return "'content']" in (template := self._chat_template or "") and "'type'" in template
-
-    @property
-    def _chat_template(self) -> str | None:
-        """Older checkpoints keep it with the processor."""
-        own = getattr(self.tokenizer, "chat_template", None)
-        return own if own or self.image_prompts is None else self.image_prompts.chat_template
-
-    def render(
-        self,
-        messages: list[dict[str, Any]],
-        chat_template: str | None = None,
-        add_generation_prompt: bool = True,
-        continue_final_message: bool = False,
-        **template_args: Any,
-    ) -> str:
-        """The text of a conversation, by the tokenizer's chat template or the one given. Templates are run in a sandbox.
-
-        Raises ValueError without a tokenizer or a template, and for whatever goes wrong in the template."""
-        if self.tokenizer is None:
-            raise ValueError("chat needs a tokenizer, and this engine has none")
-        chat_template = chat_template or self._chat_template
-        if chat_template is None:
-            raise ValueError("the model's tokenizer has no chat template: pass chat_template=..., or use generate with plain text")
-        try:
-            return self.tokenizer.apply_chat_template(
-                messages,
-                chat_template=chat_template,
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-                continue_final_message=continue_final_message,
-                **template_args,
-            )
-        except Exception as error:  # templates can raise anything, and users may have written them
-            raise ValueError(f"the chat template cannot render these messages: {str(error)[:500]}") from error
+        check_reads_images(what, self.image_prompts, self.no_images)
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text. Raises ValueError as ``check_text``."""

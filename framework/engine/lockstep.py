@@ -15,8 +15,9 @@ from ..sampling_params import RequestOutputKind, SamplingParams
 from .adapter_methods import AdapterMethods
 from .engine import Engine, Step
 from .errors import EngineDeadError
-from .inputs import EngineInput, InputProcessor, Prompt
+from .inputs import InputProcessor
 from .metrics import Buckets, EngineInfo, EngineMetrics, EngineStats, total_stats
+from .prompts import EngineInput, Prompt
 from .router import Router
 
 

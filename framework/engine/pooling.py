@@ -8,7 +8,8 @@ from typing import Any
 
 from ..pooling_params import TASKS, TOKEN_TASKS, PoolingParams, PoolingTask
 from ..sampling_params import SamplingParams, is_integer
-from .inputs import EngineInput, InputProcessor, Prompt
+from .inputs import InputProcessor
+from .prompts import EngineInput, Prompt
 
 
 def generates(name: str) -> str:

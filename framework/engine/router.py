@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from .kv_cache.prefix import ROOT, chain_hash, extra_keys
 
 if TYPE_CHECKING:
-    from .inputs import EngineInput
+    from .prompts import EngineInput
 
 
 class Replica(Protocol):

@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 from ..config import EngineConfig
 from ..engine.kv_cache.spec import ELEMENT_BYTES, CrossKV, group_layers
+from ..models.architecture import Architecture, Latent, LayerShape, Moe
 from ..models.mixers import GatedDelta, Mixer, calls
-from ..models.native import Architecture, Latent, LayerShape, Moe
 from ..models.parts import INNER_NORMS, KEPT_AS_FLOATS
 from ..models.ranks import Stage, rank_architecture
 from ..models.read import ModelInfo

@@ -10,7 +10,7 @@ from functools import partial
 from ..config import EngineConfig
 from ..engine.kv_cache.memory import cache_blocks, cache_budget, logit_rows, state_rows
 from ..engine.kv_cache.spec import ELEMENT_BYTES, CacheGroup, shared_part_bytes
-from ..models.native import Architecture
+from ..models.architecture import Architecture
 from ..models.ranks import Stage
 
 

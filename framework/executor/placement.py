@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from ..config import EngineConfig
 from ..engine.kv_cache.spec import CacheGroup
-from ..models.native import Architecture
+from ..models.architecture import Architecture
 from ..models.ranks import Stage, rank_architecture, read_weight_scheme, stage_weight_bytes
 from ..models.read import ModelInfo
 from .calls import CallList

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..engine.diffusion import DiffusionConfig
 from ..engine.step import NewRequest, StepInput, StepOutput
-from ..models.native import Diffusion
+from ..models.architecture import Diffusion
 
 
 class PseudoTokens:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ..config import EngineConfig
 from ..engine.kv_cache.memory import cache_blocks, state_rows, useful_blocks
 from ..engine.kv_cache.spec import CacheGroup, block_bytes, group_layers
-from ..models.native import Architecture, Diffusion
+from ..models.architecture import Architecture, Diffusion
 from ..models.read import ModelInfo
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..config import ModelConfig
 from ..engine.speech import Speech
-from .native import Architecture
+from .architecture import Architecture
 from .vision import Vision
 
 

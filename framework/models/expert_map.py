@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..config import ParallelConfig
-from .native import Architecture
+from .architecture import Architecture
 
 Slots = tuple[int, ...]
 """The expert in each slot."""

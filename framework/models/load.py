@@ -8,9 +8,9 @@ import torch
 
 from ..config import LoraConfig, ModelConfig, QuantConfig
 from ..plan import KernelPlan
+from .architecture import Architecture
 from .binding.binder import Binder
 from .lora.slots import LoraSlots
-from .native import Architecture
 from .parallel import Parallel
 from .parts import all_parts
 from .pooling.classifiers import HEADS

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from .architecture import Architecture, LayerShape, Moe
 from .mixers import MIXER_NORMS, MIXER_PARTS, GatedDelta, Mixer
-from .native import Architecture, LayerShape, Moe
 from .parallel import Ranks
 
 Layout = Literal["linear", "transposed", "interleaved", "filters", "flat", "flat_transposed"]

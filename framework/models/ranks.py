@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from ..config import CALIBRATED_SCHEMES, MAX_RANKS, ParallelConfig, QuantConfig
 from ..engine.kv_cache.spec import PagedKV
+from .architecture import Architecture, LayerShape
 from .expert_map import first_map
 from .mixers import GatedDelta, Mamba1, Mamba2
-from .native import Architecture, LayerShape
 from .parallel import Parallel, Ranks
 from .parts import Part, layer_parts, model_parts, shares
 from .read import ModelInfo

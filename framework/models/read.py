@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from ..config import ModelConfig
+from .architecture import Architecture, Diffusion
 from .encoding import Encoding, read_encoding
 from .families.diffusion import LIBRARY_DENOISERS
 from .families.diffusion import REFUSED as REFUSED_DENOISERS
 from .hub import read_json, resolve_model
-from .native import Architecture, Diffusion, read_native
+from .native import read_native
 from .plugins import find_family
 from .pooling.read import TOWERS, read_pooling, towers_config
 from .pooling.settings import Pooling

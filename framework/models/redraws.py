@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..engine.redrawing import Redraws
-from .native import Diffusion
+from .architecture import Diffusion
 from .own_layouts import check_positive, check_sizes
 
 

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from ..config import ModelConfig
 from . import cogvlm, internvl_chat, phi3_v
-from .native import Architecture
+from .architecture import Architecture
 from .own_layouts import check_sizes
 
 IMAGE_TYPES: Final = (

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import torch
 
+from .architecture import Architecture
 from .families import Family
-from .native import Architecture
 from .parts import Part, all_parts, bias_name
 from .quantization.modules import ModuleScheme
 from .quantization.scheme import WIDE_FLOATS, LoadedPart, Scheme, WholeNeeded

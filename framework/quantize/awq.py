@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import torch
 
-from ..models.native import Architecture
+from ..models.architecture import Architecture
 from ..models.parts import Part, layer_parts
 from ..models.quantization.rounding import group_length
 from .formats import Grid, QuantizedWeight

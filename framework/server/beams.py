@@ -7,7 +7,7 @@ from dataclasses import fields
 
 from ..async_engine import AsyncEngine
 from ..beam_search import BeamSearchSequence, search_beams
-from ..engine.inputs import EngineInput
+from ..engine.prompts import EngineInput
 from ..lora_request import LoRARequest
 from ..outputs import CompletionOutput, RequestOutput
 from ..sampling_params import BeamSearchParams, SamplingParams

@@ -8,7 +8,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from ..engine.inputs import EngineInput
+from ..engine.prompts import EngineInput
 from ..outputs import CompletionOutput
 from ..sampling_params import RequestOutputKind
 from .chat_template import fetch_images, tokenize

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from ..engine.inputs import EngineInput
+from ..engine.prompts import EngineInput
 from .errors import APIError
 from .image_urls import is_fetched
 from .protocol.chat import ChatBody, Message
@@ -46,8 +46,8 @@ def render(serving: Serving, body: ChatBody, fetched: Images) -> tuple[str, list
     inputs, arguments = serving.engine.inputs, _arguments(serving, body)
     messages = [_message(message, fetched) for message in body.messages]
     try:
-        messages, images = inputs.take_images(messages)
-        text = inputs.render(
+        messages, images = inputs.chat_template.take_images(messages)
+        text = inputs.chat_template.render(
             messages,
             body.chat_template or serving.chat_template,
             body.add_generation_prompt,

@@ -7,7 +7,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from ..engine.inputs import EngineInput
+from ..engine.prompts import EngineInput
 from ..outputs import CompletionOutput, RequestOutput
 from .errors import APIError
 from .generation import Generation

@@ -11,7 +11,7 @@ import numpy as np
 from fastapi import APIRouter, Request, Response
 
 from ..engine.images import image_from_url
-from ..engine.inputs import Prompt
+from ..engine.prompts import Prompt
 from ..pooling_params import PoolingParams
 from .errors import APIError
 from .pooling import Output, PoolingCall, Prompts

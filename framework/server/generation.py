@@ -11,7 +11,7 @@ from typing import Any
 
 from fastapi import Request
 
-from ..engine.inputs import EngineInput
+from ..engine.prompts import EngineInput
 from ..outputs import RequestOutput
 from ..sampling_params import SamplingParams
 from .beams import beam_params

@@ -8,8 +8,8 @@ from typing import Any
 
 from fastapi import Request
 
-from ..engine.inputs import EngineInput
 from ..engine.pooling import PoolingInputs
+from ..engine.prompts import EngineInput
 from ..pooling_outputs import PoolingOutput, PoolingRequestOutput
 from ..pooling_params import PoolingParams, PoolingTask
 from .errors import APIError

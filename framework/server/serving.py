@@ -16,8 +16,9 @@ import numpy as np
 
 from .. import __version__
 from ..async_engine import AsyncEngine
-from ..engine.inputs import EngineInput, check_prompt_tokens
+from ..engine.inputs import check_prompt_tokens
 from ..engine.pooling import PoolingInputs
+from ..engine.prompts import EngineInput
 from ..lora_request import LoRARequest
 from ..outputs import RequestOutput
 from ..pooling_outputs import PoolingOutput, PoolingRequestOutput

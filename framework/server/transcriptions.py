@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from starlette.datastructures import UploadFile
 
 from ..engine.encoding import EncoderInput
-from ..engine.inputs import EngineInput
+from ..engine.prompts import EngineInput
 from ..outputs import RequestOutput
 from ..sampling_params import RequestOutputKind, SamplingParams
 from .errors import APIError, shown, validation_error

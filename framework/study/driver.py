@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from ..clock import VirtualClock
-from ..engine.inputs import EngineInput
+from ..engine.prompts import EngineInput
 from ..engine.router import Router
 from ..engine.run_ahead import RunAhead, RunsAhead
 from ..sampling_params import RequestOutputKind

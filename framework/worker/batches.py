@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from ..engine.attention_rows import num_decodes
+from ..models.architecture import Diffusion
 from ..models.batch import ForwardBatch, GroupBatch, StateBatch, WholeTokens
-from ..models.native import Diffusion
 from ..plan import AttentionMeta, BoundKernel, LayerKV, LoraMeta, StateMeta
 from .canvases import add_canvases
 from .encoded_rows import EncodedRows

@@ -12,10 +12,10 @@ import torch
 
 from ..engine.kv_cache.spec import CacheGroup, CrossKV
 from ..engine.step import StepInput, StepOutput
+from ..models.architecture import Diffusion
 from ..models.batch import CanvasTokens
 from ..models.decoder import Decoder
 from ..models.encoder import Encoder
-from ..models.native import Diffusion
 from ..models.protocol import Model, Redrawn
 from ..plan import KernelPlan, LayerKV, LoraMeta
 from ..sampling_params import SamplingParams

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from framework import LLM, AsyncEngine, BeamSearchParams, EngineConfig, SamplingParams
 from framework.beam_search import BeamSearch, BeamSearchOutput, search_beams
 from framework.config import CacheConfig, ModelConfig
-from framework.engine.inputs import EngineInput
+from framework.engine.prompts import EngineInput
 from framework.outputs import CompletionOutput, Logprob, RequestOutput
 
 TINY = Path(__file__).parents[2] / "framework" / "assets" / "tiny"

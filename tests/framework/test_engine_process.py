@@ -25,7 +25,7 @@ from framework import AsyncEngine, EngineConfig, RequestOutput, RequestOutputKin
 from framework.clock import Clock, VirtualClock, WallClock
 from framework.config import CacheConfig, SchedulerConfig
 from framework.engine.errors import EngineDeadError
-from framework.engine.inputs import EngineInput
+from framework.engine.prompts import EngineInput
 from framework.engine_process import Add, _handle
 from framework.sampling_params import SamplingParams
 from framework.streams import Reply

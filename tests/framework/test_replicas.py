@@ -27,7 +27,7 @@ from framework import LLM, AsyncEngine, EngineConfig, RequestOutput, SamplingPar
 from framework.build import replica_configs
 from framework.config import CacheConfig, ExecutorConfig, ParallelConfig, SchedulerConfig
 from framework.engine.errors import EngineDeadError
-from framework.engine.inputs import EngineInput
+from framework.engine.prompts import EngineInput
 from framework.engine.router import ROUTERS
 from framework.engine_process import Add
 from framework.lora_request import LoRARequest

@@ -19,9 +19,9 @@ from framework import EngineConfig, SamplingParams
 from framework.build import build_engine
 from framework.config import CacheConfig, GraphConfig, LoraConfig, ModelConfig, ParallelConfig, QuantConfig, SchedulerConfig
 from framework.engine.engine import Engine
-from framework.engine.inputs import EngineInput
+from framework.engine.prompts import EngineInput
+from framework.models.architecture import Buckets
 from framework.models.binding.attention import distance_buckets
-from framework.models.native import Buckets
 from framework.speculation.config import SpeculativeConfig
 from framework.worker.decode_graphs import DecodeGraphs
 from framework.worker.devices import Cpu

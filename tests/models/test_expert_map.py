@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from framework.config import ModelConfig, ParallelConfig
+from framework.models.architecture import Architecture
 from framework.models.expert_map import ExpertMap, Slots, balance, first_map, pack, rank_loads, read_loads, replicas, write_loads
-from framework.models.native import Architecture
 from framework.models.read import read_model
 
 from ..framework.models.checkpoints import make

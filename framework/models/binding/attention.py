@@ -10,6 +10,7 @@ import torch
 
 from ...plan import BoundKernel
 from ..alibi import alibi_slopes
+from ..architecture import Buckets, Latent, LayerShape
 from ..layers.angles import MixedAngles
 from ..layers.attention import Attention, CrossAttention, Fused, Separate
 from ..layers.expanded_prefill import ExpandedPrefill
@@ -17,7 +18,6 @@ from ..layers.linear import Linear, bind_linear
 from ..layers.mla import LatentAttention
 from ..layers.paged_attention import AttentionKernels, AttentionShape
 from ..layers.qk_norm import GatheredWidthNorm, HeadNorm, HeadsNorm, QkNorm, WidthNorm
-from ..native import Buckets, Latent, LayerShape
 from ..parts import CROSS_NORMS, Part, model_parts
 from ..quantization.canonical import dequantized
 from ..quantization.kv_scales import kv_scales

@@ -11,6 +11,7 @@ import torch
 from tqdm import tqdm
 
 from ...plan import BoundKernel
+from ..architecture import LayerShape
 from ..decoder import Decoder
 from ..layers.attention import Attention
 from ..layers.block import AfterNormBlock, AnyAttention, Block, CrossBlock, MixerBlock, ParallelBlock, PostNormBlock, PreNormBlock
@@ -19,7 +20,6 @@ from ..layers.mla import LatentAttention
 from ..layers.mlp import Mlp, MoeMlp
 from ..layers.visual_experts import VisualExpert
 from ..lora.layers import AdaptedEmbedding, AdaptedLinear
-from ..native import LayerShape
 from ..parts import CROSS_GATES, Part, model_parts, shares
 from ..quantization.unquantized import float_linear
 from ..ranks import layer_shares

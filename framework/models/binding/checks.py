@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ...plan import KernelPlan
-from ..native import Architecture
+from ..architecture import Architecture
 from ..parallel import Parallel
 from ..parts import Part
 from ..quantization.scheme import Scheme

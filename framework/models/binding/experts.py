@@ -9,11 +9,11 @@ from typing import Any
 import torch
 
 from ...plan import BoundKernel
+from ..architecture import Moe
 from ..expert_balancer import ExpertBalancer
 from ..expert_map import ExpertMap
 from ..layers.experts import Exchange, GatheredExperts, Placement, SpreadExperts
 from ..layers.linear import bind_reduce
-from ..native import Moe
 from ..parallel import Parallel
 from ..parts import Part
 from ..ranks import layer_shares

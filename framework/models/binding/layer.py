@@ -8,11 +8,11 @@ from typing import Any
 import torch
 
 from ...plan import BoundKernel, KernelPlan
+from ..architecture import Architecture
 from ..layers.experts import Lockstep, SpreadExperts
 from ..layers.linear import Linear, ReducedLinear, bind_linear, bind_reduced
 from ..layers.visual_experts import VisualExpert, VisualStep
 from ..lora.slots import LoraSlots
-from ..native import Architecture
 from ..parallel import Parallel
 from ..parts import Part
 from ..quantization.scheme import LoadedPart, one_input

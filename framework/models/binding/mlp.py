@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 from ...plan import BoundKernel
+from ..architecture import Moe
 from ..layers.linear import Float32Linear, Linear
 from ..layers.mlp import PLAIN, Mlp, MoeMlp, SharedExperts
-from ..native import Moe
 from ..parts import Part
 from .experts import bind_experts, spread_experts
 from .layer import LayerBinder

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ...plan import BoundKernel, KernelPlan
+from ..architecture import Architecture
 from ..batch import ForwardBatch
 from ..binding.binder import Binder
 from ..binding.mlp import bind_mlp, bind_moe
@@ -18,7 +19,7 @@ from ..layers.attention import Attention
 from ..layers.block import Mlp, PreNormBlock
 from ..layers.mixers import LayerStates
 from ..layers.paged_attention import PagedAttention
-from ..native import Architecture, read_native
+from ..native import read_native
 from ..paged_model import PagedModel
 from ..parallel import Parallel
 from ..parts import Part

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from ...plan import AttentionMeta, BoundKernel, LayerKV
-from ..native import Latent
+from ..architecture import Latent
 from .linear import Linear
 
 _STEP = "expanded_prefill"

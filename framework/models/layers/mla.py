@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 
 from ...plan import BoundKernel
+from ..architecture import Latent
 from ..batch import ForwardBatch
-from ..native import Latent
 from .expanded_prefill import ExpandedPrefill
 from .linear import Linear
 from .paged_attention import PagedAttention

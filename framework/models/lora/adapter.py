@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ..native import Architecture
+from ..architecture import Architecture
 from ..parts import RECURRENCE_LINEARS, Part, layer_parts, model_parts
 
 MATRICES_OUTSIDE = ("embed", "project_in", "project_out", "lm_head")

@@ -13,8 +13,8 @@ import torch
 
 from ...config import LoraConfig
 from ...plan import BoundKernel, KernelPlan, LoraMeta
+from ..architecture import Architecture
 from ..layers.linear import Linear, bind_reduce
-from ..native import Architecture
 from ..parallel import Parallel
 from ..parts import Part
 from ..quantization.shares import own_bias

@@ -15,7 +15,7 @@ from framework.engine.adapters import Adapters
 from framework.engine.engine import Engine
 from framework.engine.errors import DeviceLostError
 from framework.engine.executor import LoadedAdapter
-from framework.engine.inputs import EngineInput
+from framework.engine.prompts import EngineInput
 from framework.engine.request import Request
 from framework.engine.step import StepInput
 from framework.executor.null import NullExecutor

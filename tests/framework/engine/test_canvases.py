@@ -14,12 +14,13 @@ from framework.clock import VirtualClock
 from framework.config import CacheConfig, EngineConfig, ExecutorConfig, SchedulerConfig
 from framework.engine.diffusion import Denoising, DiffusionConfig
 from framework.engine.engine import Engine
-from framework.engine.inputs import EngineInput, InputProcessor
+from framework.engine.inputs import InputProcessor
 from framework.engine.kv_cache.spec import CacheGroup, group_layers
+from framework.engine.prompts import EngineInput
 from framework.engine.redrawing import Redrawing, Redraws
 from framework.executor.null import NullExecutor
 from framework.executor.shape import ModelShape
-from framework.models.native import Diffusion
+from framework.models.architecture import Diffusion
 from framework.sampling_params import SamplingParams
 
 from ..engines import FULL, MODELS, WIDE, assert_idle, finish, token_params, tokens_of

@@ -14,9 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from framework.engine.engine import EngineStats
-from framework.engine.inputs import EngineInput
 from framework.engine.kv_cache.prefix import ExtraKeys
 from framework.engine.policies import POLICIES
+from framework.engine.prompts import EngineInput
 from framework.engine.speculation import Speculation
 from framework.engine.step import NewRequest, StepInput
 from framework.executor.mirror import Mirror

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from framework.engine.engine import Engine
 from framework.engine.errors import DeviceLostError, EngineDeadError
-from framework.engine.inputs import EngineInput
+from framework.engine.prompts import EngineInput
 from framework.engine.step import StepInput, StepOutput
 from framework.outputs import RequestOutput
 from framework.sampling_params import RequestOutputKind, SamplingParams

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from framework.engine.inputs import EngineInput
+from framework.engine.prompts import EngineInput
 from framework.engine.router import ROUTERS, InFlight, LeastLoaded, LeastTokens, PowerOfTwo, PrefixAware, Router
 
 

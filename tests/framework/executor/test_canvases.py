@@ -16,7 +16,7 @@ from framework.config import CacheConfig, EngineConfig, ExecutorConfig, ModelCon
 from framework.engine.diffusion import DiffusionConfig
 from framework.engine.engine import Engine
 from framework.executor.pseudo import PassPlan
-from framework.models.native import Diffusion
+from framework.models.architecture import Diffusion
 from framework.op_times import OpCall
 from framework.sampling_params import RequestOutputKind, SamplingParams
 from framework.study.driver import run_workload

@@ -15,8 +15,9 @@ from framework.build import build_engine
 from framework.config import CacheConfig, EngineConfig, ExecutorConfig, GraphConfig, ParallelConfig, SchedulerConfig
 from framework.engine.encoding import EncoderInput
 from framework.engine.engine import Engine
-from framework.engine.inputs import EngineInput, InputProcessor
+from framework.engine.inputs import InputProcessor
 from framework.engine.kv_cache.spec import CrossKV, PagedKV, group_layers
+from framework.engine.prompts import EngineInput
 from framework.engine.step import NewRequest, StepInput
 from framework.executor.mirror import Mirror
 from framework.executor.simulated import SimulatedExecutor

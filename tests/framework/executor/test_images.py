@@ -121,7 +121,7 @@ def test_norms_before_visual_experts_quantize_for_neither(tmp_path: Path) -> Non
     calls = CallList(info, info.architecture, config, fused=False).stage(stage)
     found = {(call.op, call.rows): count for call, count in calls.items() if dict(call.dims).get("out_bytes") == 1}
     assert found == {("silu_and_mul", rows): 2 for rows in ("language", "vision")}
-    quantized = Counter({rows: 0 for rows in ("language", "vision")})
+    quantized = Counter(dict.fromkeys(("language", "vision"), 0))
     for call, count in calls.items():
         quantized[call.rows] += count * (call.op == "quantize_activation")
     assert +quantized == {"language": 2 * 3, "vision": 2 * 3}

@@ -15,7 +15,8 @@ from framework.clock import VirtualClock
 from framework.config import CacheConfig, EngineConfig, ExecutorConfig, ModelConfig, SchedulerConfig
 from framework.engine.engine import Engine
 from framework.engine.executor import Executor
-from framework.engine.inputs import EngineInput, InputProcessor
+from framework.engine.inputs import InputProcessor
+from framework.engine.prompts import EngineInput
 from framework.sampling_params import SamplingParams
 
 Schedule = list[list[tuple[str, int, int]]]

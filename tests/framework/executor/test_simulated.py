@@ -14,7 +14,7 @@ from framework.build import build_engine
 from framework.clock import VirtualClock, WallClock
 from framework.config import CacheConfig, EngineConfig, ExecutorConfig, GraphConfig, ModelConfig, QuantConfig, SchedulerConfig
 from framework.engine.engine import Engine
-from framework.engine.inputs import EngineInput
+from framework.engine.prompts import EngineInput
 from framework.engine.step import StepInput
 from framework.executor.calibration import Calibration
 from framework.executor.simulated import SimulatedExecutor

@@ -13,7 +13,7 @@ import pytest
 from framework.build import build_engine
 from framework.config import CacheConfig, EngineConfig, ExecutorConfig, ModelConfig, ParallelConfig, SchedulerConfig
 from framework.engine.engine import Engine
-from framework.engine.inputs import EngineInput
+from framework.engine.prompts import EngineInput
 from framework.multimodal import sized
 
 from ..engines import assert_idle, finish, token_params
@@ -122,7 +122,11 @@ def test_an_image_takes_the_time_of_its_tower_once(name: str) -> None:
     plain, plain_calls = steps_of(running, text), added()
     first, first_calls = steps_of(running, with_image), added()
     again, again_calls = steps_of(running, with_image), added()
-    assert plain == pytest.approx(again) and plain_calls == again_calls and not plain_calls["library"], "embeddings are there"
+    assert plain_calls == again_calls and not plain_calls["library"], "embeddings are there"
+    if name == "gemma3":  # tokens of an image see each other, whoever made them
+        assert again[0] > plain[0]
+        plain = [time_s + again[0] - plain[0] for time_s in plain]
+    assert plain == pytest.approx(again)
     assert first[0] > plain[0] and first_calls["library"] > 0 and first_calls["linear"] > plain_calls["linear"]
     assert np.diff(first) == pytest.approx(np.diff(plain))
     stats = running.stats()

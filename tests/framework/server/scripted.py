@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator, Sequence
 
 from framework import EngineConfig, RequestOutputKind, SamplingParams
 from framework.build import input_processor
-from framework.engine.inputs import EngineInput
 from framework.engine.metrics import EngineInfo
+from framework.engine.prompts import EngineInput
 from framework.models.read import read_model
 from framework.outputs import CompletionOutput, Logprob, RequestOutput
 

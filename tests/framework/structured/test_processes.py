@@ -12,7 +12,7 @@ import pytest
 
 from framework import AsyncEngine, EngineConfig, SamplingParams, StructuredOutputsParams
 from framework.config import CacheConfig
-from framework.engine.inputs import EngineInput
+from framework.engine.prompts import EngineInput
 from framework.engine_process import WAIT_S, _serve
 
 from ..engines import make_engine, token_params

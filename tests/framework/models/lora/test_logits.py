@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from framework.config import LoraConfig, ModelConfig, QuantConfig
+from framework.models.architecture import Architecture
 from framework.models.lora.adapter import adaptable_parts
 from framework.models.lora.peft import read_adapter
-from framework.models.native import Architecture
 from framework.models.parallel import Parallel, Ranks
 from framework.models.protocol import Model
 from framework.models.quantization.canonical import dequantized

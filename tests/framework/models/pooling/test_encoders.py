@@ -13,7 +13,7 @@ import transformers
 
 from framework import LLM, PoolingParams
 from framework.config import CacheConfig
-from framework.engine.inputs import EngineInput
+from framework.engine.prompts import EngineInput
 
 from .checkpoints import PROMPTS, REFERENCE, VOCAB, assert_same_direction, build, embeddings, encoded, save, states, tokens
 
