@@ -22,11 +22,14 @@ from .items import ImageItem
 from .places import ImagePlaces, PreparedImage
 
 QWEN_PIXELS: Final = (56 * 56, 12_845_056)
-"""Fewest and most of an image: min_pixels and max_pixels of Qwen2-VL and Qwen2.5-VL of all sizes."""
+"""Fewest and most of an image: min_pixels and max_pixels of the preprocessor_config.json of Qwen2-VL and Qwen2.5-VL (that of
+Qwen/Qwen2-VL-2B, and copies of those of larger ones; the library's own default of the most is a twelfth of it)."""
 INTERNVL_TILES: Final = (1, 12)
-"""Fewest and most of an image: min_patches and max_patches of InternVL 2.5 and 3."""
+"""Fewest and most of an image: min_patches and max_patches of the library's GotOcr2ImageProcessor, which prepares images for
+InternVL; the files of its checkpoints could not be read."""
 PHI3_CROPS: Final = 16
-"""num_crops of Phi-3-vision."""
+"""num_crops in the preprocessor_config.json of microsoft/Phi-3-vision-128k-instruct; that of Phi-3.5-vision, of which no shape is
+here, has 4."""
 
 
 @dataclass(frozen=True)
