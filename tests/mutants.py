@@ -200,6 +200,7 @@ _QUANTIZATION_TESTS = ["tests/framework/models/quantization", "tests/framework/m
 _CONFIG_TESTS = ["tests/models/test_configs.py"]
 _CALIBRATION_TESTS = ["tests/framework/executor/test_calibration.py"]
 _ENCODER_COST_TESTS = "tests/framework/executor/test_encoder_decoders.py"
+_TOWER_COST_TESTS = "tests/framework/executor/test_towers.py"
 _IMAGE_COST_TESTS = "tests/framework/executor/test_images.py"
 _SIMULATED_TESTS = [
     _ENCODER_COST_TESTS,
@@ -303,7 +304,7 @@ TESTS: dict[str, list[str]] = {
     **dict.fromkeys((_RUN_AHEAD, _PSEUDO, _CANVAS_MIRROR), _CANVAS_TESTS),
     _ATTENTION_ROWS: [*_CANVAS_TESTS, _MLLAMA_TESTS],
     _CALLS: [*_CANVAS_TESTS, _ENCODER_COST_TESTS, _IMAGE_COST_TESTS],
-    _ENCODER_COST: ["tests/framework/executor/test_encoders.py", _ENCODER_COST_TESTS],
+    _ENCODER_COST: [_TOWER_COST_TESTS, "tests/framework/executor/test_encoders.py", _ENCODER_COST_TESTS],
     _COST_MODEL: [_ENCODER_COST_TESTS, _IMAGE_COST_TESTS],
     **{key: [_SOUND_TESTS, _MLLAMA_TESTS] for key in (_SPEECH, _SOUND)},
     _ENCODING: [_IMAGE_COST_TESTS, _SOUND_TESTS, _MLLAMA_TESTS],
@@ -373,7 +374,7 @@ TESTS: dict[str, list[str]] = {
     _QUALITY: ["tests/framework/worker/test_teacher_forcing.py"],
     _IMAGE_MIRROR: ["tests/framework/multimodal/test_without_device.py", _ENCODER_COST_TESTS, _IMAGE_COST_TESTS],
     _SIZED_FILE: ["tests/framework/multimodal/test_sized.py"],
-    _TOWERS_FILE: ["tests/framework/executor/test_towers.py"],
+    _TOWERS_FILE: [_TOWER_COST_TESTS],
     _BODIES: ["tests/framework/server/test_images.py"],
     _PICTURES_FILE: ["tests/experiments/test_image_workloads.py"],
     _SERVE_JOB: ["tests/experiments/test_simulated_serving.py"],
@@ -1302,6 +1303,15 @@ MUTANTS = [
     Mutant("norms before visual experts quantize", _CALLS, "if quantizes and not self._has_experts", "if quantizes"),
     Mutant("queries of images are not normalized", _CALLS, 'if "cross_q_norm" in a.family.names:', "if False:"),
     Mutant("keys of images are not normalized", _CALLS, 'if "cross_k_norm" in a.family.names:', "if False:"),
+    Mutant(
+        "grids of tiles have other numbers",
+        _VISION,
+        "for grid in tower.supported_aspect_ratios] != grids:",
+        "for grid in tower.supported_aspect_ratios] != grids and False:",
+    ),
+    Mutant("a tower holds the smallest image", _TOWERS_FILE, "return max((item if", "return min((item if"),
+    Mutant("states that are kept take no room", _ENCODER_COST, "(2 + self.kept_states) * self", "2 * self"),
+    Mutant("images take no room beside steps", _SIMULATED, "max(of_step, encoders.activation_bytes(element))", "of_step"),
     Mutant("padding of tiles is projected", _CALLS, "number.embeddings if self.embeddings", "sum(parts) if self.embeddings"),
     Mutant(
         "images that layers attend to need no embeddings",
