@@ -16,8 +16,8 @@ from ..models.ranks import Stage, rank_architecture
 from ..models.read import ModelInfo
 from .encoders import LIBRARY, EncoderStack, Item
 
-Rows = Literal["tokens", "logits", "samples", "decode", "prefill", "encoded", "cross_decode", "cross_prefill"]
-ATTENTION_ROWS: tuple[Rows, ...] = ("decode", "prefill", "cross_decode", "cross_prefill")
+Rows = Literal["tokens", "logits", "samples", "taken", "decode", "prefill", "canvas", "encoded", "cross_decode", "cross_prefill"]
+ATTENTION_ROWS: tuple[Rows, ...] = ("decode", "prefill", "canvas", "cross_decode", "cross_prefill")
 RECURRENT_ROWS: tuple[Rows, ...] = ("decode", "prefill")
 
 
@@ -28,10 +28,12 @@ class Call:
     op        whose time it takes
     rows      what its lengths are: one row with all tokens or all logits of the step, a row per token that is sampled or draft that
               is checked, the rows that decode, or those of prompts, and likewise what an encoder gave for these (cross); or an item
-              that is encoded, each by itself
+              that is encoded, each by itself; canvases whose tokens see each other, and the tokens of the cache that are copied
+              for those (taken)
     elements  of what goes between devices: numbers per token
-    each      of an item that is encoded: rows per position
-    windowed  likewise, of attention: positions see a window of their own
+    each, fixed  of an item that is encoded, rows per position, and beside these; of what a library launches, per row (elementwise:
+              bytes)
+    windowed  of attention over an item or a canvas: positions see a window of their own
     library   another library computes it
     """
 
@@ -42,6 +44,7 @@ class Call:
     each: float = 1.0
     library: bool = False
     windowed: bool = False
+    fixed: float = 0.0
 
     @property
     def name(self) -> str:
@@ -54,7 +57,7 @@ class Call:
         if self.rows == "encoded" and self.op == "paged_attention_prefill":
             return parts
         num_rows = sum(parts)
-        return [1] * num_rows if self.rows == "samples" else [round(num_rows * (self.elements or self.each))]
+        return [1] * num_rows if self.rows == "samples" else [round(num_rows * (self.elements or self.each) + self.fixed)]
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,18 @@ _METHODS = {"gptq": "rtn-int4", "awq": "rtn-int4", "auto-round": "rtn-int4", "in
 """quant_method of a checkpoint -> the scheme of the same format."""
 
 
+def element_sizes(model: ModelInfo, config: EngineConfig) -> dict[str, float]:
+    """Bytes of numbers, as calls have them if nothing else is said."""
+    element = ELEMENT_BYTES[model.dtype]
+    kv = ELEMENT_BYTES.get(config.cache.dtype, element)
+    return {"weight_bytes": element, "act_bytes": element, "kv_bytes": kv, "logit_bytes": 4, "out_bytes": element}
+
+
+def sampling_ops(acceptance_rule: str) -> tuple[str, ...]:
+    """What draws tokens. acceptance_rule: of drafts, if there are any."""
+    return ("filter_logits", "verify_draft") if acceptance_rule == "standard" else ("sample",)
+
+
 class CallList:
     """Collects the calls of one device of a stage.
 
@@ -119,9 +134,7 @@ class CallList:
             )
         self._weights, self._fused = weight_format(model, config), fused
         self._fuse_quantization = config.quant.fuse
-        element = ELEMENT_BYTES[model.dtype]
-        kv = ELEMENT_BYTES.get(config.cache.dtype, element)
-        self._sizes = {"weight_bytes": element, "act_bytes": element, "kv_bytes": kv, "logit_bytes": 4, "out_bytes": element}
+        self._sizes = element_sizes(model, config)
         self._calls: Counter[Call] = Counter()
 
     def stage(self, stage: Stage, acceptance_rule: str = "match") -> Counter[Call]:
@@ -155,7 +168,7 @@ class CallList:
         self._add("linear", {"in_features": a.embed_dim, "out_features": rank.vocab_size}, rows="logits")
         if tp > 1:
             self._add("all_gather", {"num_ranks": tp}, rows="logits", elements=rank.vocab_size * tp)
-        drawn_by = ("filter_logits", "verify_draft") if acceptance_rule == "standard" else ("sample",)
+        drawn_by = sampling_ops(acceptance_rule)
         for op in (*drawn_by, "gather_logprobs") if a.diffusion is not None else drawn_by:
             self._add(op, {"vocab_size": a.vocab_size}, rows="samples")
         return self._calls

@@ -45,6 +45,9 @@ class StepWork:
     chunk_lens, chunk_ctx_lens   of each row of a prompt: new tokens, and tokens in the cache, the new ones included
     recorded     the kernels up to the logits are replayed, in one launch
     encoded      each item that is encoded: one by one, and never in a recording
+    canvas_lens  of each canvas whose tokens see each other: its tokens, and canvas_ctx_lens, canvas_window_lens: with those that it
+                 sees in the cache, of all and where a layer has a window
+    num_taken    tokens of the cache that are copied for the latter
     cross_decodes, cross_ctx_lens   the same rows, with what an encoder gave for each as contexts; none where nothing attends to it
     """
 
@@ -57,11 +60,16 @@ class StepWork:
     encoded: Sequence[Item] = ()
     cross_decodes: Sequence[DecodeRows] = ()
     cross_ctx_lens: Sequence[int] = ()
+    canvas_lens: Sequence[int] = ()
+    canvas_ctx_lens: Sequence[int] = ()
+    canvas_window_lens: Sequence[int] = ()
+    num_taken: int = 0
 
     @property
     def numbers(self) -> tuple[tuple[Rows, int], ...]:
         """What calls have for lengths that need no contexts -> their number."""
-        return ("tokens", self.num_tokens), ("logits", self.num_logits), ("samples", self.num_logits)
+        logits = self.num_logits
+        return ("tokens", self.num_tokens), ("logits", logits), ("taken", self.num_taken), ("samples", logits)
 
 
 @dataclass(slots=True)
@@ -218,9 +226,9 @@ class StageCost:
             for attention in attentions:
                 seconds += attention.decode(decodes, counted)
                 launches += 0 if recorded else attention.count
-        for ctx_lens, attentions in self._chunks(work):
+        for lens, ctx_lens, attentions in self._chunks(work):
             for attention in attentions:
-                seconds += attention.prefill(work.chunk_lens, ctx_lens)
+                seconds += attention.prefill(lens, ctx_lens)
                 launches += attention.count
         return seconds, launches
 
@@ -231,11 +239,15 @@ class StageCost:
         for rows in work.cross_decodes:
             yield rows, self._attention["cross_decode"]
 
-    def _chunks(self, work: StepWork) -> Iterator[tuple[Sequence[int], list[_Attention]]]:
-        """Contexts of the rows of prompts, and what attends to them."""
+    def _chunks(self, work: StepWork) -> Iterator[tuple[Sequence[int], Sequence[int], list[_Attention]]]:
+        """Rows of prompts and canvases, their contexts, and what attends to them."""
         if work.chunk_lens:
-            yield work.chunk_ctx_lens, self._attention["prefill"]
-            yield work.cross_ctx_lens, self._attention["cross_prefill"]
+            yield work.chunk_lens, work.chunk_ctx_lens, self._attention["prefill"]
+            yield work.chunk_lens, work.cross_ctx_lens, self._attention["cross_prefill"]
+        if work.canvas_lens:
+            for windowed, ctx_lens in ((False, work.canvas_ctx_lens), (True, work.canvas_window_lens)):
+                own = [attention for attention in self._attention["canvas"] if attention.call.windowed == windowed]
+                yield work.canvas_lens, ctx_lens, own
 
     def ahead(self, work: StepWork) -> DecodesAhead:
         """``work``, that of a step that only decodes, and the steps after it, if each adds a token to every row."""
@@ -248,7 +260,7 @@ class StageCost:
             if number:
                 parts = self._priced[rows, number, work.recorded].parts
                 for (call, count, _), (_, _, seconds) in zip(self._calls[rows], parts, strict=True):
-                    yield call, count, seconds, [1] * number if rows == "samples" else [number], ()
+                    yield call, count, seconds, [number] if call.elements else call.lens(number), ()
         for item in work.encoded:
             parts = self._priced["encoded", item, False].parts
             for (call, count, _), (_, _, seconds) in zip(self._calls["encoded"], parts, strict=True):
@@ -258,10 +270,9 @@ class StageCost:
             for each in attentions:
                 seconds = each.decode_s(decodes.count, decodes.tokens, decodes.mean_context(each.window))
                 yield each.call, each.count, seconds, [decodes.tokens] * decodes.count, decodes.contexts.tolist()
-        for ctx_lens, attentions in self._chunks(work):
+        for lens, ctx_lens, attentions in self._chunks(work):
             for each in attentions:
-                seconds = each.count * each.timer(work.chunk_lens, ctx_lens)
-                yield each.call, each.count, seconds, work.chunk_lens, ctx_lens
+                yield each.call, each.count, each.count * each.timer(lens, ctx_lens), lens, ctx_lens
 
     def add_op_times(self, found: dict[str, OpTime]) -> None:
         """What every op took so far, added to ``found``."""

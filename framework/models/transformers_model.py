@@ -190,7 +190,9 @@ _APART = (5, 7)
 @torch.inference_mode()
 def check_boundaries(name: str, model: Any, device: torch.device) -> None:
     """Two sequences in one row must give what they give alone, where attention keeps them apart: nothing else may look across.
-    Raises ValueError with the numbers for a model in which something does."""
+    Raises ValueError with the numbers for a model in which something does; on the meta device there are none."""
+    if device.type == "meta":
+        return
 
     def attend_in(lengths: tuple[int, ...]) -> Attend:
         def attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, _: dict[str, Any]) -> torch.Tensor:
