@@ -60,7 +60,7 @@ def settle_encoding(config: EngineConfig, model: ModelInfo) -> EngineConfig:
     if model.encoding is None:
         return config
     parallel, method = config.parallel, config.speculative_config.method
-    kinds = ("local", "simulated", "null") if model.encoding.max_images is None else ("local",)
+    kinds = ("local", "simulated", "null")
     refused = {
         "cache.prefix_caching=true": config.cache.prefix_caching,
         f"speculative_config.method={method}": method is not None,

@@ -45,6 +45,7 @@ _COGVLM_TOWER = "framework/models/cogvlm_tower.py"
 _VISUAL_EXPERTS = "framework/models/layers/visual_experts.py"
 _VISION = "framework/models/vision.py"
 _MODEL_LOAD = "framework/models/load.py"
+_LAYER_BINDER = "framework/models/binding/layer.py"
 _ANGLES = "framework/models/layers/angles.py"
 _CATALOG = "framework/models/catalog.py"
 _HUB = "framework/models/hub.py"
@@ -160,6 +161,7 @@ _ATTENTION = "framework/models/layers/attention.py"
 _BINDER = "framework/models/binding/binder.py"
 _VERIFY_DRAFT = "triton_kernels/impls/verify_draft/torch.py"
 _REPEATING = "experiments/repeating.py"
+_SERVE_JOB = "experiments/serve_job.py"
 _SWEEP_FOLDER = "experiments/sweep_folder.py"
 
 
@@ -196,8 +198,10 @@ _QUANTIZATION_TESTS = ["tests/framework/models/quantization", "tests/framework/m
 _CONFIG_TESTS = ["tests/models/test_configs.py"]
 _CALIBRATION_TESTS = ["tests/framework/executor/test_calibration.py"]
 _ENCODER_COST_TESTS = "tests/framework/executor/test_encoder_decoders.py"
+_IMAGE_COST_TESTS = "tests/framework/executor/test_images.py"
 _SIMULATED_TESTS = [
     _ENCODER_COST_TESTS,
+    _IMAGE_COST_TESTS,
     "tests/framework/multimodal/test_without_device.py",
     *(f"tests/framework/executor/test_{name}.py" for name in ("parallel", "device_memory", "simulated", "speculation")),
     "tests/framework/study/test_replicas.py",
@@ -229,6 +233,7 @@ _LORA_TESTS = ["tests/framework/worker/test_lora.py"]
 _IMAGE_TESTS = ["tests/framework/multimodal"]
 _PIPELINE_TESTS = ["tests/framework/models/image_generation", "tests/framework/test_image_pipeline.py"]
 _INTERNVL_TESTS = ["tests/framework/multimodal/test_internvl_chat.py"]
+_TIED_TESTS = "tests/framework/models/test_tied.py"
 _COGVLM_TESTS = ["tests/framework/multimodal/test_cogvlm.py"]
 _PHI3_TESTS = ["tests/framework/multimodal/test_phi3_v.py"]
 _STATE_TESTS = ["tests/framework/worker/test_states.py"]
@@ -256,11 +261,12 @@ TESTS: dict[str, list[str]] = {
     **dict.fromkeys(
         (_IMAGE_PIPELINE, *(f"{_IMAGE_GENERATION}{name}.py" for name in ("index", "attention", "load"))), _PIPELINE_TESTS
     ),
-    **{key: [_MLLAMA_TESTS] for key in (_ENCODED_ROWS, _IMAGE_ENCODER, _BINDER)},
+    **{key: [_MLLAMA_TESTS] for key in (_ENCODED_ROWS, _IMAGE_ENCODER)},
     _ENCODER_RUNNER: [_MLLAMA_TESTS, _FAILING_STEPS],
     **dict.fromkeys((_TOWER, _TILES), _INTERNVL_TESTS),
     **dict.fromkeys((_PHI3_TOWER, _CROPS), _PHI3_TESTS),
-    **dict.fromkeys((_SQUARES, _COGVLM_TOWER, _VISUAL_EXPERTS, _MODEL_LOAD), _COGVLM_TESTS),
+    **dict.fromkeys((_SQUARES, _COGVLM_TOWER, _VISUAL_EXPERTS), _COGVLM_TESTS),
+    _MODEL_LOAD: [*_COGVLM_TESTS, _TIED_TESTS, "tests/framework/models/pooling/test_decoders.py"],
     _VISION: [*_COGVLM_TESTS, _MLLAMA_TESTS],
     _CATALOG: ["tests/framework/cli/test_models.py"],
     _HUB: ["tests/framework/models/test_loading.py", "tests/framework/models/pooling/test_sentence_transformers.py"],
@@ -291,11 +297,13 @@ TESTS: dict[str, list[str]] = {
     **{file: [*_TOKEN_TESTS, *_DRAFT_TESTS] for file in (_SAMPLER, _SEAT_PARAMS)},
     _PENALTIES: ["tests/framework/worker/test_bad_words.py", *_TOKEN_TESTS, *_DRAFT_TESTS, _ENCODING_TESTS, _MLLAMA_TESTS],
     _CACHE_MEMORY: [*_STATE_TESTS, *_CANVAS_TESTS],
-    **dict.fromkeys((_RUN_AHEAD, _ATTENTION_ROWS, _PSEUDO, _CANVAS_MIRROR), _CANVAS_TESTS),
-    _CALLS: [*_CANVAS_TESTS, _ENCODER_COST_TESTS],
+    **dict.fromkeys((_RUN_AHEAD, _PSEUDO, _CANVAS_MIRROR), _CANVAS_TESTS),
+    _ATTENTION_ROWS: [*_CANVAS_TESTS, _MLLAMA_TESTS],
+    _CALLS: [*_CANVAS_TESTS, _ENCODER_COST_TESTS, _IMAGE_COST_TESTS],
     _ENCODER_COST: ["tests/framework/executor/test_encoders.py", _ENCODER_COST_TESTS],
-    _COST_MODEL: [_ENCODER_COST_TESTS],
-    **{key: [_SOUND_TESTS, _MLLAMA_TESTS] for key in (_ENCODING, _SPEECH, _SOUND)},
+    _COST_MODEL: [_ENCODER_COST_TESTS, _IMAGE_COST_TESTS],
+    **{key: [_SOUND_TESTS, _MLLAMA_TESTS] for key in (_SPEECH, _SOUND)},
+    _ENCODING: [_IMAGE_COST_TESTS, _SOUND_TESTS, _MLLAMA_TESTS],
     _LOCAL_EXECUTOR: [_ENCODING_TESTS, _MLLAMA_TESTS],
     **dict.fromkeys((_DENOISING, _DIFFUSION), _DIFFUSION_TESTS),
     _MIXERS: ["tests/models/test_families.py::test_logits[None-qwen3-next]"],
@@ -308,10 +316,8 @@ TESTS: dict[str, list[str]] = {
     **dict.fromkeys((_NATIVE, _ROPE), _CONFIG_TESTS),
     **{f"{_FAMILIES}{name}.py": _CONFIG_TESTS for name in ("cohere", "deepseek", "falcon", "internlm")},
     f"{_FAMILIES}llama.py": [*_CONFIG_TESTS, "tests/framework/models/pooling/test_gritlm.py"],
-    **{file: ["tests/framework/models/test_loading.py", *_SHARDED_TESTS] for file in (_WEIGHTS, _TENSOR_FILES)},
-    **dict.fromkeys(
-        (_PARTS, f"{_BINDING}binder.py", *(f"{_QUANTIZATION}{name}.py" for name in ("shares", "scheme"))), _SHARDED_TESTS
-    ),
+    **{file: ["tests/framework/models/test_loading.py", _TIED_TESTS, *_SHARDED_TESTS] for file in (_WEIGHTS, _TENSOR_FILES)},
+    **dict.fromkeys((_PARTS, *(f"{_QUANTIZATION}{name}.py" for name in ("shares", "scheme"))), _SHARDED_TESTS),
     **dict.fromkeys(
         (
             _RANK,
@@ -333,7 +339,8 @@ TESTS: dict[str, list[str]] = {
         _DISTRIBUTED_TESTS,
     ),
     f"{_BINDING}checks.py": ["tests/distributed/test_tokens.py", *_LOCKSTEP_TESTS],
-    f"{_BINDING}layer.py": ["tests/distributed/test_tokens.py"],
+    _BINDER: [*_SHARDED_TESTS, _MLLAMA_TESTS],
+    _LAYER_BINDER: ["tests/distributed/test_tokens.py", *_COGVLM_TESTS],
     f"{_BINDING}attention.py": [*_SHARDED_TESTS, "tests/models/test_families.py::test_logits[None-falcon-rw-twenty]"],
     **dict.fromkeys((_EXPERT_MAP, _EXPERT_BALANCER, _EXPERTS, f"{_BINDING}experts.py"), _EXPERT_TESTS),
     **dict.fromkeys((_LOCKSTEP, *(f"{_DISTRIBUTED}{name}.py" for name in ("lockstep", "experts"))), _LOCKSTEP_TESTS),
@@ -361,10 +368,11 @@ TESTS: dict[str, list[str]] = {
     _PLAN: ["tests/framework/models/quantization/test_on_load.py"],
     _GPTQ_SEARCH: ["tests/framework/quantize/test_gptq.py"],
     _QUALITY: ["tests/framework/worker/test_teacher_forcing.py"],
-    _IMAGE_MIRROR: ["tests/framework/multimodal/test_without_device.py", _ENCODER_COST_TESTS],
+    _IMAGE_MIRROR: ["tests/framework/multimodal/test_without_device.py", _ENCODER_COST_TESTS, _IMAGE_COST_TESTS],
     _SIZED_FILE: ["tests/framework/multimodal/test_sized.py"],
     _TOWERS_FILE: ["tests/framework/executor/test_towers.py"],
     _PICTURES_FILE: ["tests/experiments/test_image_workloads.py"],
+    _SERVE_JOB: ["tests/experiments/test_simulated_serving.py"],
     **dict.fromkeys((_TIMERS, _SIMULATED, _SIMULATED_DEVICE, _RANKS), _SIMULATED_TESTS),
     **dict.fromkeys((_CALIBRATION, _OPERATORS, _OPERATOR_MODEL, _PHYSICS, _KRIGING), _CALIBRATION_TESTS),
     _FITTING: ["tests/framework/study/test_calibration_fits.py"],
@@ -1222,6 +1230,8 @@ MUTANTS = [
     Mutant("chunks end within images", _ENCODER_CACHE, "(self._whole and end < image.end) or ", ""),
     Mutant("text goes on behind the shorter side", _ITEMS, "position += max(image.grid)", "position += min(image.grid)"),
     Mutant("users spell placeholders", _IMAGE_PROMPTS, "found[0][0] + BREAK + found[0][1:]", "found[0]"),
+    Mutant("prompts without a beginning", _IMAGE_PROMPTS, "self._pattern.split(self._processor.begun(text))", "pieces"),
+    Mutant("prefixes are said to be shared", _SERVE_JOB, '"on" if info.prefix_caching else "off"', '"on"'),
     Mutant("every image is a hit", _ENCODER_CACHE, "self.num_hits += is_kept", "self.num_hits += 1"),
     Mutant("what passes by stays", _ENCODER_CACHE, "self._forgotten, list(self._passing)", "self._forgotten, []"),
     Mutant("attended images of any number", _ENCODER_CACHE, "sum(missing.values()) <= self._left or", "True or"),
@@ -1245,19 +1255,55 @@ MUTANTS = [
     ),
     Mutant("a step of an image alone", _VISUAL_EXPERTS, "if not len(tokens.language):", "if len(tokens.language):"),
     Mutant("adapters beside visual experts", _MODEL_LOAD, "info.vision is not None and info.vision.experts:", "False:"),
+    Mutant("visual experts read rounded outputs of norms", _LAYER_BINDER, ' and f"vision_{linear}" not in parts', ""),
+    Mutant(
+        "weights beside those of a tied model are passed over",
+        _MODEL_LOAD,
+        "if a.tied and (a.has_logits or",
+        "if False and (True or",
+    ),
+    Mutant(
+        "the answers of a tied model are not looked at",
+        _MODEL_LOAD,
+        "(info.pooling is not None and info.pooling.answer_tokens)",
+        "False",
+    ),
+    Mutant("of a tied model the first rows are compared", _WEIGHTS, "in range(0, num_rows, _COMPARED_ROWS)", "in range(1)"),
     Mutant("what is forgotten is there all the same", _IMAGE_MIRROR, "self._embeddings.pop(name, None)", "pass"),
     Mutant("a tower takes no time", _SIMULATED, "[self._tower.item(image) for image in step.images]", "[]"),
     Mutant(
         "prompts of one token are decodes", _SIMULATED, "(whole := contexts[:ones] == 1).any()", "(whole := contexts[:0]).any()"
     ),
     Mutant(
-        "what an encoder gave for others", _SIMULATED, "seen = self._encoded[step.seats]", "seen = self._encoded[: len(step.seats)]"
+        "what an encoder gave for others", _SIMULATED, "self._encoded[step.seats], views)", "self._encoded[: len(views)], views)"
     ),
     Mutant(
         "encoders cost nothing when they run",
         _COST_MODEL,
-        "        for item in work.encoded:\n            priced",
-        "        for item in ():\n            priced",
+        "        for rows, item in work.items:\n            priced",
+        "        for rows, item in ():\n            priced",
+    ),
+    Mutant("room between images is stored", _ENCODING, "sum(image.count for image in self.images) if self.images else", ""),
+    Mutant("images are seen from the last on", _SIMULATED, "() if given is None else given.views", "()"),
+    Mutant("tables of all groups are one", _CALLS, "sum(crosses), crosses.count(False)", "sum(crosses), 1"),
+    Mutant("tokens of images take the weights of text", _COST_MODEL, '("vision", self.num_visual)', '("vision", 0)'),
+    Mutant("the last of a simulated image sees as its others", _SIMULATED, "end - start - (end == image.end)", "end - start"),
+    Mutant("tokens of images see nothing behind them", _COST_MODEL, "if work.whole_lens:", "if False:"),
+    Mutant("norms before visual experts quantize", _CALLS, "if quantizes and not self._has_experts", "if quantizes"),
+    Mutant("queries of images are not normalized", _CALLS, 'if "cross_q_norm" in a.family.names:', "if False:"),
+    Mutant("keys of images are not normalized", _CALLS, 'if "cross_k_norm" in a.family.names:', "if False:"),
+    Mutant("padding of tiles is projected", _CALLS, "number.embeddings if self.embeddings", "sum(parts) if self.embeddings"),
+    Mutant(
+        "images that layers attend to need no embeddings",
+        _IMAGE_MIRROR,
+        "for image in row.images if row.encoded else ():",
+        "for image in ():",
+    ),
+    Mutant(
+        "what tokens see of an encoder is nothing",
+        _IMAGE_MIRROR,
+        "for place in range(view.start, view.start + view.length):\n                    self",
+        "for place in ():\n                    self",
     ),
     Mutant(
         "steps ahead attend to no encoder",
@@ -1275,13 +1321,7 @@ MUTANTS = [
     Mutant("convolutions of sound have one row per vector", _ENCODER_COST, "found.d_model, 2.0)", "found.d_model, 1.0)"),
     Mutant("a gate of an encoder is free", _ENCODER_COST, "* (1 + self.gated), Product(inner", ", Product(inner"),
     Mutant("blocks of an encoder may be others'", _IMAGE_MIRROR, "held.count(block) == 1 for", "True for"),
-    Mutant(
-        "blocks of an encoder may be too many",
-        _IMAGE_MIRROR,
-        "len(table) == -(-len(row.encoded) // size)",
-        "len(table) >= -(-len(row.encoded) // size)",
-    ),
-    Mutant("nobody reads what an encoder gave", _IMAGE_MIRROR, "self._check_read(row, group, place, content)", "pass"),
+    Mutant("blocks of an encoder may be too many", _IMAGE_MIRROR, "len(table) == -(-end // size)", "len(table) >= -(-end // size)"),
     Mutant("blocks of an encoder grow", _IMAGE_MIRROR, "assert group not in self._cross, f", "assert True, f"),
     Mutant("windows see everything", _TOWERS_FILE, "min(side, end - i)", "side"),
     Mutant("a thumbnail is left out", _SIZED_FILE, "        count += count > 1\n", ""),
@@ -1361,7 +1401,7 @@ MUTANTS = [
     Mutant("KV heads go round the ranks", _PARTS, "rank.rank // copies * count", "rank.rank % (rank.size // copies) * count"),
     Mutant("all ranks have the first experts", _PARTS, "start = rank.rank * count if count < total else 0", "start = 0"),
     Mutant("every rank adds the bias", _LINEAR, '{**part.tensors, "bias": None}, params=', "part.tensors, params="),
-    Mutant("every rank embeds the first words", f"{_BINDING}binder.py", '{"vocab_start": start}', '{"vocab_start": 0}'),
+    Mutant("every rank embeds the first words", _BINDER, '{"vocab_start": start}', '{"vocab_start": 0}'),
     Mutant(
         "every rank has the slopes of the first",
         f"{_BINDING}attention.py",
@@ -1764,7 +1804,7 @@ MUTANTS = [
     ),
     Mutant("collectives that nobody calls are passed over", f"{_BINDING}checks.py", "plan.check_named({op", "print({op"),
     Mutant("products of ranks are not checked", f"{_BINDING}checks.py", "type(scheme) is Unquantized:", "False:"),
-    Mutant("ranks sum up twice", f"{_BINDING}layer.py", "                summed.reduce = None\n", ""),
+    Mutant("ranks sum up twice", _LAYER_BINDER, "                summed.reduce = None\n", ""),
     Mutant("a sum that is left to a norm is not checked", f"{_BINDING}checks.py", "if whole.norms_sums:", "if False:"),
     Mutant("the exchange of experts is not checked", f"{_BINDING}checks.py", "if parallel.ep.size > tp.size:", "if False:"),
     Mutant(
@@ -1937,7 +1977,7 @@ MUTANTS = [
     ),
     Mutant("tokens before an image have an MLP of it", _BATCHES, "blind=blind_tokens if blind.any() else None", "blind=None"),
     Mutant("recorded tokens without an image have an MLP of it", _GRAPHS, "blind = (encoded == 0)", "blind = (encoded < 0)"),
-    Mutant("prompts see what generated tokens see", _ENCODED_ROWS, "first >= own[-1].first", "True"),
+    Mutant("prompts see what generated tokens see", _ATTENTION_ROWS, "begin >= own[-1].first", "True"),
     Mutant("every token sees the first blocks", _ENCODED_ROWS, "if not self.starts.any():", "if True:"),
     Mutant("decodes that see several images are one row", _ENCODED_ROWS, "(row < num_decodes).sum()", "num_decodes"),
     Mutant("an image overwrites the one beside it", _ENCODER_RUNNER, "* (last.start == view.start)", "* 0"),

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
+
+from .encoding import View
 
 MAX_DECODE_TOKENS = 8
 """Rows with at most this many tokens at the front of a step, all of which have a cached prefix, run as decodes."""
@@ -32,3 +36,26 @@ def canvas_rows(
     ends = np.where(places < causal[row_of], places + 1, (places // canvas_size + 1) * canvas_size)
     begins = np.flatnonzero(np.diff(row_of, prepend=-1) | np.diff(ends, prepend=0))
     return row_of[begins], np.diff(begins, append=len(places)), places[begins]
+
+
+def encoded_rows(
+    counts: np.ndarray, first: np.ndarray, lengths: np.ndarray, views: Sequence[Sequence[View]]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """The same tokens, in rows cut where what they see of an encoder changes: at images in their prompts. lengths: int32 [R],
+    vectors that generated tokens see; views: of each row, as ``EncoderInput`` has them. Returns int64 [S] which of the rows each is
+    of, counts, and from which place of the request's vectors on its tokens see them; and int32 [S] how many."""
+    if all(not own or begin >= own[-1].first for own, begin in zip(views, first.tolist())):
+        return np.arange(len(counts)), counts, np.zeros(len(counts), dtype=np.int64), lengths
+    parts = []
+    for row, (own, begin, end) in enumerate(zip(views, first.tolist(), (first + counts).tolist())):
+        seen = (_NOTHING, *own) if own else (View(0, 0, int(lengths[row])),)
+        ends = [*(view.first for view in seen[1:]), end]
+        for view, until in zip(seen, ends):
+            start, until = max(begin, view.first), min(until, end)
+            if start < until:
+                parts.append((row, until - start, view.start, view.length))
+    row_of, counts, starts, seen_lengths = np.array(parts, dtype=np.int64).T
+    return row_of, counts, starts, seen_lengths.astype(np.int32)
+
+
+_NOTHING = View(0, 0, 0)

@@ -42,6 +42,11 @@ class EncoderInput:
         """Of the vectors, those that generated tokens see: the first."""
         return self.views[-1].length if self.views else self.num_tokens
 
+    @property
+    def num_vectors(self) -> int:
+        """Without the room between them."""
+        return sum(image.count for image in self.images) if self.images else self.num_tokens
+
 
 class ImageViews:
     """How tokens see the images of a prompt, in layers that attend to them: each sees the last image that it comes behind, or

@@ -8,16 +8,30 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ..config import EngineConfig
-from ..engine.kv_cache.spec import ELEMENT_BYTES
+from ..engine.kv_cache.spec import ELEMENT_BYTES, CrossKV, group_layers
 from ..models.architecture import Architecture, Latent, LayerShape, Moe
 from ..models.mixers import GatedDelta, Mixer, calls
 from ..models.parts import INNER_NORMS, KEPT_AS_FLOATS
 from ..models.ranks import Stage, rank_architecture
 from ..models.read import ModelInfo
-from .encoders import LIBRARY, EncoderStack, Item
+from .encoders import LIBRARY, EncoderStack, Item, Parts
 
-Rows = Literal["tokens", "logits", "samples", "taken", "decode", "prefill", "canvas", "encoded", "cross_decode", "cross_prefill"]
-ATTENTION_ROWS: tuple[Rows, ...] = ("decode", "prefill", "canvas", "cross_decode", "cross_prefill")
+Rows = Literal[
+    "tokens",
+    "language",
+    "vision",
+    "logits",
+    "samples",
+    "taken",
+    "decode",
+    "prefill",
+    "whole",
+    "encoded",
+    "stored",
+    "cross_decode",
+    "cross_prefill",
+]
+ATTENTION_ROWS: tuple[Rows, ...] = ("decode", "prefill", "whole", "cross_decode", "cross_prefill")
 RECURRENT_ROWS: tuple[Rows, ...] = ("decode", "prefill")
 
 
@@ -26,14 +40,16 @@ class Call:
     """Of an op with fixed dims.
 
     op        whose time it takes
-    rows      what its lengths are: one row with all tokens or all logits of the step, a row per token that is sampled or draft that
-              is checked, the rows that decode, or those of prompts, and likewise what an encoder gave for these (cross); or an item
-              that is encoded, each by itself; canvases whose tokens see each other, and the tokens of the cache that are copied
-              for those (taken)
+    rows      what its lengths are: one row with all tokens or all logits of the step, or with those tokens alone that take the
+              weights of text or of images (language, vision); a row per token that is sampled or draft that is checked; the rows
+              that decode, or those of prompts, or of images whose tokens see each other (whole), and likewise what an encoder gave
+              for the first two (cross); an item that is encoded, each by itself; what was encoded for a request, stored as keys
+              and values; or tokens of the cache that are copied for canvases (taken)
     elements  of what goes between devices: numbers per token
-    each, fixed  of an item that is encoded, rows per position, and beside these; of what a library launches, per row (elementwise:
-              bytes)
+    each, fixed  rows per token, or per position of an item that is encoded, and beside these; of what a library launches that is no
+              product, bytes
     windowed  of attention over an item or a canvas: positions see a window of their own
+    embeddings  of an item, rows are for each of what comes of the item
     library   another library computes it
     """
 
@@ -44,6 +60,7 @@ class Call:
     each: float = 1.0
     library: bool = False
     windowed: bool = False
+    embeddings: bool = False
     fixed: float = 0.0
 
     @property
@@ -56,7 +73,7 @@ class Call:
         parts = (number,) if isinstance(number, int) else number.windows if self.windowed else number.parts
         if self.rows == "encoded" and self.op == "paged_attention_prefill":
             return parts
-        num_rows = sum(parts)
+        num_rows = number.embeddings if self.embeddings and isinstance(number, Parts) else sum(parts)
         return [1] * num_rows if self.rows == "samples" else [round(num_rows * (self.elements or self.each) + self.fixed)]
 
 
@@ -127,6 +144,11 @@ class CallList:
     def __init__(self, model: ModelInfo, architecture: Architecture, config: EngineConfig, fused: bool) -> None:
         self._a, self._parallel = architecture, config.parallel
         self._rank = rank_architecture(architecture, config.parallel)
+        groups = group_layers(self._rank.cache_specs(model.dtype, model.max_model_len))
+        crosses = [isinstance(group.spec, CrossKV) for group in groups]
+        self._num_cross_groups, self._num_groups = sum(crosses), crosses.count(False)
+        self._is_whole, self._has_experts = model.vision is not None and model.vision.whole, architecture.has_visual_experts
+        self._rows: tuple[Rows, ...] = ("language", "vision") if self._has_experts else ("tokens",)
         if config.model.latent_prefill != "absorbed":
             raise ValueError(
                 f"executor.kind={config.executor.kind} knows prompts of latent attention in the absorbed form only: set "
@@ -142,7 +164,7 @@ class CallList:
         there are any."""
         a, rank, tp = self._a, self._rank, self._parallel.tp
         self._calls = Counter()
-        self._add("slot_mapping", {}, len({layer.reach for layer in a.layers if layer.mixer is None}) if a.causal else 1)
+        self._add("slot_mapping", {}, self._num_groups)
         if stage.first:
             self._add("embedding", {"hidden_size": a.embed_dim})
             self._all_reduce(a.embed_dim)
@@ -174,19 +196,22 @@ class CallList:
         return self._calls
 
     def encoders(self, stacks: Iterable[EncoderStack]) -> Counter[Call]:
-        """Of each item that these encode. What layers attend to is made keys and values of theirs at once."""
+        """Of each item that these encode, and of what is stored of it for a request, as keys and values of every layer that attends
+        to it."""
         self._calls, a, rank = Counter(), self._a, self._rank
-        for op, dims, count, each, library, windowed in (call for stack in stacks for call in stack.calls()):
-            more = {"each": each, "library": library, "windowed": windowed}
+        for op, dims, count, each, library, windowed, embeddings in (call for stack in stacks for call in stack.calls()):
+            more = {"each": each, "library": library, "windowed": windowed, "embeddings": embeddings}
             self._add(op, {"kv_bytes": self._sizes["act_bytes"], **dims}, count, rows="encoded", **more)
-        if num_layers := len(a.layers) * bool(a.family.encoder):
-            if not a.family.listens:
-                self._add("embedding", {"hidden_size": a.embed_dim}, rows="encoded")
-            self._add("slot_mapping", {}, rows="encoded")
+        if a.family.encoder and not a.family.listens:
+            self._add("embedding", {"hidden_size": a.embed_dim}, rows="encoded")
+        if num_layers := sum(bool(a.family.encoder) or layer.cross for layer in a.layers):
+            self._add("slot_mapping", {}, self._num_cross_groups, rows="stored")
             kv = {"num_kv_heads": rank.num_kv_heads, "head_dim": a.head_dim}
             out_features = 2 * rank.num_kv_heads * a.head_dim
-            self._add("linear", {"in_features": a.hidden_size, "out_features": out_features}, num_layers, rows="encoded")
-            self._add("kv_cache_write", kv, num_layers, rows="encoded")
+            self._add("linear", {"in_features": a.hidden_size, "out_features": out_features}, num_layers, rows="stored")
+            if "cross_k_norm" in a.family.names:
+                self._head_norm(rank.num_kv_heads, num_layers, rows="stored")
+            self._add("kv_cache_write", kv, num_layers, rows="stored")
         return self._calls
 
     def _layer(self, layer: LayerShape, count: int) -> None:
@@ -198,6 +223,8 @@ class CallList:
         self._norm(count * (num_norms - before_linear))
         if layer.mixer is not None:
             self._mixer(layer.mixer, count)
+        elif layer.cross:
+            self._cross_attention(count)
         elif a.latent is None:
             self._attention(layer, count)
         else:
@@ -217,12 +244,14 @@ class CallList:
         a, rank, family = self._a, self._rank, self._a.family
         heads = {"num_heads": rank.num_heads, "num_kv_heads": rank.num_kv_heads, "head_dim": a.head_dim}
         q_size, kv_size = rank.num_heads * a.head_dim, rank.num_kv_heads * a.head_dim
-        self._linear(count, a.hidden_size, q_size * (1 + family.gated_attention) + 2 * kv_size, input_quantized=True)
+        self._linear(
+            count, a.hidden_size, q_size * (1 + family.gated_attention) + 2 * kv_size, input_quantized=not self._has_experts
+        )
         if self._fused and layer.rope is not None and a.fuses_rotary:
             self._add("qk_norm_rotary_kv_write", heads, count)
         else:
             for num_heads in (rank.num_heads, rank.num_kv_heads) if layer.normalizes(family) else ():
-                self._add(f"{family.norm}_norm", {"hidden_size": num_heads * a.head_dim, "residual": 0}, count)
+                self._head_norm(num_heads, count)
             if layer.rope is not None:
                 self._add("rotary", heads, count)
             self._add("kv_cache_write", {name: heads[name] for name in ("num_kv_heads", "head_dim")}, count)
@@ -230,6 +259,8 @@ class CallList:
         attention = {**heads, "window": layer.reach or 0} | ({} if is_causal else {"causal": 0})
         self._add("paged_attention_decode", attention, count, rows="decode")
         self._add("paged_attention_prefill", attention, count, rows="prefill")
+        if self._is_whole:
+            self._add("paged_attention_prefill", {**attention, "causal": 0}, count, rows="whole")
         self._linear(count, q_size, a.hidden_size)
 
     def _cross_attention(self, count: int) -> None:
@@ -237,6 +268,8 @@ class CallList:
         a, rank = self._a, self._rank
         heads = {"num_heads": rank.num_heads, "num_kv_heads": rank.num_kv_heads, "head_dim": a.head_dim, "window": 0, "causal": 0}
         self._linear(count, a.hidden_size, rank.num_heads * a.head_dim)
+        if "cross_q_norm" in a.family.names:
+            self._head_norm(rank.num_heads, count)
         self._add("paged_attention_decode", heads, count, rows="cross_decode")
         self._add("paged_attention_prefill", heads, count, rows="cross_prefill")
         self._linear(count, rank.num_heads * a.head_dim, a.hidden_size)
@@ -278,10 +311,11 @@ class CallList:
 
     def _mlp(self, inner: int, count: int, input_quantized: bool = True) -> None:
         hidden, gated = self._a.hidden_size, self._a.family.gated
-        self._linear(count, hidden, inner * (1 + gated), input_quantized=input_quantized)
+        self._linear(count, hidden, inner * (1 + gated), input_quantized=input_quantized and not self._has_experts)
         gelu = gated and self._a.activation not in ("silu", "swish")
         width = {"intermediate_size": inner, **self._quantized_output()}
-        self._add("gelu_and_mul" if gelu else "silu_and_mul", width, count)
+        for rows in self._rows:
+            self._add("gelu_and_mul" if gelu else "silu_and_mul", width, count, rows=rows)
         self._linear(count, inner, hidden, input_quantized=True)
 
     def _experts(self, moe: Moe, count: int) -> None:
@@ -301,14 +335,27 @@ class CallList:
             self._linear(count, self._a.hidden_size, 1)
 
     def _linear(self, count: int, in_features: int, out_features: int, input_quantized: bool = False) -> None:
-        """input_quantized: what comes before it can quantize its own output."""
-        if self._weights.quantizes_input and not (input_quantized and self._fuse_quantization):
-            self._add("quantize_activation", {"hidden_size": in_features}, count)
-        self._add(self._weights.op, {"in_features": in_features, "out_features": out_features, **self._weights.dims}, count)
+        """Beside its visual expert, where layers have some. input_quantized: what comes before it can quantize its own output."""
+        dims = {"in_features": in_features, "out_features": out_features, **self._weights.dims}
+        for rows in self._rows:
+            if self._weights.quantizes_input and not (input_quantized and self._fuse_quantization):
+                self._add("quantize_activation", {"hidden_size": in_features}, count, rows=rows)
+            self._add(self._weights.op, dims, count, rows=rows)
+
+    def _head_norm(self, num_heads: int, count: int, rows: Rows = "tokens") -> None:
+        """Of heads one by one, or all at once."""
+        a = self._a
+        at_once = num_heads if a.family.qk_norm == "width" else 1
+        dims = {"hidden_size": at_once * a.head_dim, "residual": 0}
+        self._add(f"{a.family.norm}_norm", dims, count, rows=rows, each=num_heads // at_once)
 
     def _norm(self, count: int, quantizes: bool = False) -> None:
         dims = {"hidden_size": self._a.hidden_size, "residual": 1}
-        self._add(f"{self._a.family.norm}_norm", {**dims, **(self._quantized_output() if quantizes else {})}, count)
+        self._add(
+            f"{self._a.family.norm}_norm",
+            {**dims, **(self._quantized_output() if quantizes and not self._has_experts else {})},
+            count,
+        )
 
     def _quantized_output(self) -> dict[str, float]:
         return {"out_bytes": 1, "num_scales": 1} if self._weights.quantizes_input and self._fuse_quantization else {}

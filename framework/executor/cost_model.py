@@ -44,11 +44,14 @@ class StepWork:
     decodes      rows of one token each, and of one and its drafts
     chunk_lens, chunk_ctx_lens   of each row of a prompt: new tokens, and tokens in the cache, the new ones included
     recorded     the kernels up to the logits are replayed, in one launch
+    num_visual   of the tokens, those that take the weights of images; None: there are no such weights
+    whole_lens, whole_ctx_lens   of each image or canvas whose tokens see each other: tokens, and those up to its last
+    whole_window_lens   likewise, of canvases in layers with windows, which attend to copies of what they see there
     encoded      each item that is encoded: one by one, and never in a recording
-    canvas_lens  of each canvas whose tokens see each other: its tokens, and canvas_ctx_lens, canvas_window_lens: with those that it
-                 sees in the cache, of all and where a layer has a window
     num_taken    tokens of the cache that are copied for the latter
-    cross_decodes, cross_ctx_lens   the same rows, with what an encoder gave for each as contexts; none where nothing attends to it
+    stored       likewise, of each request that takes its seat, the vectors that layers make keys and values of
+    cross_decodes, cross_lens, cross_ctx_lens   the same tokens, in rows that see as much of what an encoder gave, which is their
+                 context; none where nothing attends to it
     """
 
     num_tokens: int
@@ -57,19 +60,32 @@ class StepWork:
     chunk_lens: Sequence[int] = ()
     chunk_ctx_lens: Sequence[int] = ()
     recorded: bool = False
+    num_visual: int | None = None
+    whole_lens: Sequence[int] = ()
+    whole_ctx_lens: Sequence[int] = ()
+    whole_window_lens: Sequence[int] = ()
     encoded: Sequence[Item] = ()
+    stored: Sequence[int] = ()
     cross_decodes: Sequence[DecodeRows] = ()
+    cross_lens: Sequence[int] = ()
     cross_ctx_lens: Sequence[int] = ()
-    canvas_lens: Sequence[int] = ()
-    canvas_ctx_lens: Sequence[int] = ()
-    canvas_window_lens: Sequence[int] = ()
     num_taken: int = 0
 
     @property
     def numbers(self) -> tuple[tuple[Rows, int], ...]:
         """What calls have for lengths that need no contexts -> their number."""
-        logits = self.num_logits
-        return ("tokens", self.num_tokens), ("logits", logits), ("taken", self.num_taken), ("samples", logits)
+        found: tuple[tuple[Rows, int], ...] = ("tokens", self.num_tokens), ("logits", self.num_logits), ("samples", self.num_logits)
+        if self.num_taken:
+            found = ("taken", self.num_taken), *found
+        if self.num_visual is None:
+            return found
+        return ("language", self.num_tokens - self.num_visual), ("vision", self.num_visual), *found
+
+    @property
+    def items(self) -> Iterator[tuple[Rows, Item]]:
+        """What has calls of its own, each."""
+        yield from (("encoded", item) for item in self.encoded)
+        yield from (("stored", count) for count in self.stored)
 
 
 @dataclass(slots=True)
@@ -128,9 +144,13 @@ class _Attention:
                 mean += 1.0
 
     def prefill(self, lens: Sequence[int], ctx_lens: Sequence[int]) -> float:
-        seconds = self.count * self.timer(lens, ctx_lens)
+        seconds = self.prefill_s(lens, ctx_lens)
         self.took(seconds, 1)
         return seconds
+
+    def prefill_s(self, lens: Sequence[int], ctx_lens: Sequence[int]) -> float:
+        """Not counted. Tokens that see nothing, as before an image, take as long as those that see one position."""
+        return self.count * self.timer(lens, [max(context, 1) for context in ctx_lens])
 
     def took(self, seconds: float, num_steps: int) -> None:
         """Counts what steps took."""
@@ -217,8 +237,8 @@ class StageCost:
                 seconds += priced.seconds
                 if not recorded or rows == "samples":
                     launches += priced.launches
-        for item in work.encoded:
-            priced = self._priced.get(("encoded", item, False)) or self._price("encoded", item, False)
+        for rows, item in work.items:
+            priced = self._priced.get((rows, item, False)) or self._price(rows, item, False)
             priced.uses += counted
             seconds += priced.seconds
             launches += priced.launches
@@ -240,18 +260,18 @@ class StageCost:
             yield rows, self._attention["cross_decode"]
 
     def _chunks(self, work: StepWork) -> Iterator[tuple[Sequence[int], Sequence[int], list[_Attention]]]:
-        """Rows of prompts and canvases, their contexts, and what attends to them."""
+        """Rows of prompts and their contexts, and what attends to them."""
         if work.chunk_lens:
             yield work.chunk_lens, work.chunk_ctx_lens, self._attention["prefill"]
-            yield work.chunk_lens, work.cross_ctx_lens, self._attention["cross_prefill"]
-        if work.canvas_lens:
-            for windowed, ctx_lens in ((False, work.canvas_ctx_lens), (True, work.canvas_window_lens)):
-                own = [attention for attention in self._attention["canvas"] if attention.call.windowed == windowed]
-                yield work.canvas_lens, ctx_lens, own
+            yield work.cross_lens, work.cross_ctx_lens, self._attention["cross_prefill"]
+        if work.whole_lens:
+            for windowed, ctx_lens in ((False, work.whole_ctx_lens), (True, work.whole_window_lens)):
+                own = [attention for attention in self._attention["whole"] if attention.call.windowed == windowed]
+                yield work.whole_lens, ctx_lens, own
 
     def ahead(self, work: StepWork) -> DecodesAhead:
         """``work``, that of a step that only decodes, and the steps after it, if each adds a token to every row."""
-        priced = [self._priced.get((*key, work.recorded)) or self._price(*key, work.recorded) for key in work.numbers]
+        priced = [self._priced.get((*key, work.recorded)) or self._price(*key, work.recorded) for key in work.numbers if key[1]]
         return DecodesAhead(priced, self._attention["decode"], self._attention["cross_decode"], work)
 
     def calls(self, work: StepWork) -> Iterator[tuple[Call, int, float, Sequence[int], Sequence[int]]]:
@@ -261,18 +281,18 @@ class StageCost:
                 parts = self._priced[rows, number, work.recorded].parts
                 for (call, count, _), (_, _, seconds) in zip(self._calls[rows], parts, strict=True):
                     yield call, count, seconds, [number] if call.elements else call.lens(number), ()
-        for item in work.encoded:
-            parts = self._priced["encoded", item, False].parts
-            for (call, count, _), (_, _, seconds) in zip(self._calls["encoded"], parts, strict=True):
+        for rows, item in work.items:
+            parts = self._priced[rows, item, False].parts
+            for (call, count, _), (_, _, seconds) in zip(self._calls[rows], parts, strict=True):
                 lens = call.lens(item)
                 yield call, count, seconds, lens, lens if call.op == "paged_attention_prefill" else ()
         for decodes, attentions in self._decodes(work):
             for each in attentions:
                 seconds = each.decode_s(decodes.count, decodes.tokens, decodes.mean_context(each.window))
                 yield each.call, each.count, seconds, [decodes.tokens] * decodes.count, decodes.contexts.tolist()
-        for lens, ctx_lens, attentions in self._chunks(work):
+        for chunk_lens, ctx_lens, attentions in self._chunks(work):
             for each in attentions:
-                yield each.call, each.count, each.count * each.timer(lens, ctx_lens), lens, ctx_lens
+                yield each.call, each.count, each.prefill_s(chunk_lens, ctx_lens), chunk_lens, ctx_lens
 
     def add_op_times(self, found: dict[str, OpTime]) -> None:
         """What every op took so far, added to ``found``."""

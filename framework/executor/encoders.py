@@ -21,19 +21,22 @@ LIBRARY = "library"
 
 class Product(NamedTuple):
     """A linear layer, or a convolution as what it is over its patches. rows: for each position; library: the library computes it,
-    even where linear layers are swapped for ours."""
+    even where linear layers are swapped for ours; embeddings: rows are for each of what comes of an item."""
 
     in_features: int
     out_features: int
     rows: float = 1.0
     library: bool = False
+    embeddings: bool = False
 
 
 class Parts(NamedTuple):
-    """An item that falls apart: positions of the parts, each of which sees itself alone; windows: likewise in windowed layers."""
+    """An item that falls apart: positions of the parts, each of which sees itself alone; windows: likewise in windowed layers;
+    embeddings: how many come of it, where products ask for them."""
 
     parts: tuple[int, ...]
     windows: tuple[int, ...] = ()
+    embeddings: int = 0
 
 
 Item = int | Parts
@@ -42,7 +45,7 @@ Item = int | Parts
 
 class EncoderCall(NamedTuple):
     """``number`` calls of the op whose time they take. rows: for each position; library: the library computes it; windowed: of
-    attention, in windowed layers."""
+    attention, in windowed layers; embeddings: rows are for each of these."""
 
     op: str
     dims: Mapping[str, float]
@@ -50,6 +53,7 @@ class EncoderCall(NamedTuple):
     rows: float = 1.0
     library: bool = True
     windowed: bool = False
+    embeddings: bool = False
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,8 @@ class EncoderStack:
         layer = [*qkv, Product(width, hidden), *[Product(hidden, inner)] * (1 + self.gated), Product(inner, hidden)]
         for product, count in [*((p, 1) for p in (*self.before, *self.behind)), *((p, self.num_layers) for p in layer)]:
             dims = {"in_features": product.in_features, "out_features": product.out_features}
-            yield EncoderCall("linear", dims, count, product.rows, product.library or not self.own_linears)
+            is_theirs = product.library or not self.own_linears
+            yield EncoderCall("linear", dims, count, product.rows, is_theirs, embeddings=product.embeddings)
         heads = {"num_heads": self.num_heads, "num_kv_heads": self.num_heads, "head_dim": self.head_dim}
         for windowed, count in ((False, self.num_layers - self.windowed_layers), (True, self.windowed_layers)):
             yield EncoderCall("paged_attention_prefill", {**heads, "window": 0, "causal": 0}, count, windowed=windowed)

@@ -58,7 +58,7 @@ def _calls(run: DryRun, launches: Launches, sizes: Mapping[str, float], drawn_by
         add("paged_attention_prefill", "prefill", layer.dims)
         if layer.canvases:
             both = {**layer.dims, "window": 0, "causal": 0}
-            add("paged_attention_prefill", "canvas", both, windowed=layer.spec.window is not None)
+            add("paged_attention_prefill", "whole", both, windowed=layer.spec.window is not None)
     for op in drawn_by:
         add(op, "samples", {"vocab_size": run.vocab_size})
     return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..engine.encoding import View
 from ..engine.kv_cache.spec import CacheGroup, CrossKV
 from ..engine.step import NewRequest, StepInput, StepOutput
 from .pseudo import num_right_drafts, pseudo_tokens
@@ -11,7 +12,8 @@ from .pseudo import num_right_drafts, pseudo_tokens
 
 class MirroredRow:
     """A seat in use. ``chain[i]`` stands for keys and values of token i: a hash of the adapter, of what an encoder read, and of the
-    tokens and the images up to it; first: of what is before these. encoded: stands for those made of what the encoder gave."""
+    tokens and the images up to it; first: of what is before these. encoded: stands for those made of what the encoder gave, by the
+    place in the request's part of the cache; seen: from which token on which of these places are."""
 
     __slots__ = (
         "chain",
@@ -23,6 +25,7 @@ class MirroredRow:
         "num_prompt",
         "num_proposed",
         "seed",
+        "seen",
         "tables",
         "tokens",
     )
@@ -36,11 +39,16 @@ class MirroredRow:
         self.tables = [list(blocks) for blocks in request.block_ids]
         self.chain: list[int] = []
         given = request.encoder_input
-        self.encoded, self.first = list[int](), hash(adapter or 0)
-        if given is not None:
+        self.encoded, self.first, self.seen = dict[int, int](), hash(adapter or 0), list[View]()
+        if given is None:
+            return
+        self.images = given.images
+        self.seen = sorted(given.views or [View(0, 0, given.num_tokens)])
+        if not given.images:
             read = () if given.features is None else given.features.tobytes()
             self.first = hash((self.first, given.num_tokens, read, *(given.token_ids or ())))
-            self.encoded = [hash((request.request_id, self.first, place)) for place in range(given.num_tokens)]
+        places = {place for view in self.seen for place in range(view.start, view.start + view.length)}
+        self.encoded = {place: hash((request.request_id, self.first, place)) for place in places}
 
     def extend_chain(self) -> None:
         for place in range(len(self.chain), len(self.tokens)):
@@ -48,8 +56,16 @@ class MirroredRow:
             self.chain.append(hash((before, self.tokens[place], *self._shown(place))))
 
     def _shown(self, place: int) -> list[int]:
-        """Of the image that a token stands for, if it does."""
-        return [int.from_bytes(image.key) for image in self.images if image.start <= place < image.end]
+        """Of the image that a token stands for, if it does. Of one that layers attend to there is but the first."""
+        return [
+            int.from_bytes(image.key)
+            for image in self.images
+            if image.start <= place < (image.start + 1 if self.seen else image.end)
+        ]
+
+    def view(self, place: int) -> View:
+        """What a token sees of an encoder."""
+        return next((view for view in reversed(self.seen) if view.first <= place), View(0, 0, 0))
 
 
 class Mirror:
@@ -65,10 +81,11 @@ class Mirror:
         num_loras: int = 0,
         num_snapshots: int | None = None,
         encoder_cache: int = 0,
+        sees_images: bool = False,
     ) -> None:
         """num_loras: slots of adapters; num_snapshots: of states, None for a model that has none; encoder_cache: embeddings of
-        images, at most."""
-        self._embeddings, self._most_embeddings = dict[bytes, int](), encoder_cache
+        images, at most; sees_images: what an encoder gives is that of images, which a request may be without."""
+        self._embeddings, self._most_embeddings, self._sees_images = dict[bytes, int](), encoder_cache, sees_images
         self._snapshots: list[int | None] | None = None if num_snapshots is None else [None] * num_snapshots
         self._adapters: list[str | None] = [None] * num_loras
         self._block_size, self._vocab_size, self._groups = block_size, vocab_size, groups
@@ -125,10 +142,13 @@ class Mirror:
             self._adapters[slot] = key
         for name in step.forgotten:
             self._embeddings.pop(name, None)
+        if self._sees_images:  # those that only pass are forgotten by the next step
+            self._check_room()
         for image in step.images:
             assert image.key not in self._embeddings, "an image is encoded whose embeddings are there"
             self._embeddings[image.key] = image.count
-        assert sum(self._embeddings.values()) <= self._most_embeddings, "more embeddings are kept than there is room for"
+        if not self._sees_images:
+            self._check_room()
         for request in step.new:
             assert self._rows[request.seat] is None, f"seat {request.seat} is in use"
             assert 0 <= request.num_computed_tokens < len(request.token_ids), "at least one token is left to compute"
@@ -145,6 +165,9 @@ class Mirror:
             assert source != destination
             self._contents[destination] = list(self._contents[source])
 
+    def _check_room(self) -> None:
+        assert sum(self._embeddings.values()) <= self._most_embeddings, "more embeddings are kept than there is room for"
+
     def _check_states(self, row: MirroredRow, snapshot: int) -> None:
         """A row starts from its beginning, or where the states are those of its tokens."""
         if self._snapshots is None or snapshot < 0:
@@ -155,13 +178,16 @@ class Mirror:
 
     def _write_encoded(self, row: MirroredRow) -> None:
         """What an encoder gave, in blocks that nobody else has: once, and as many as it takes."""
-        assert bool(row.encoded) == bool(self._cross), "what an encoder gave is missing, or nobody attends to it"
+        is_missing = not row.encoded and not self._sees_images
+        assert not is_missing if self._cross else not row.encoded, "what an encoder gave is missing, or nobody attends to it"
+        for image in row.images if row.encoded else ():
+            assert image.key in self._embeddings, f"the image at token {image.start} is not encoded"
         for group in self._cross:
-            table, size = row.tables[group], self._block_size
-            assert len(table) == -(-len(row.encoded) // size), f"{len(table)} blocks for {len(row.encoded)} vectors of an encoder"
+            table, size, end = row.tables[group], self._block_size, max(row.encoded, default=-1) + 1
+            assert len(table) == -(-end // size), f"{len(table)} blocks for {end} vectors of an encoder"
             held = [block for other in self._rows if other is not None for blocks in other.tables for block in blocks]
             assert all(held.count(block) == 1 for block in table), "a block for what an encoder gave is another's, too"
-            for place, content in enumerate(row.encoded):
+            for place, content in row.encoded.items():
                 block, offset = self._place(row, group, place)
                 self._contents[block][offset] = group, content
 
@@ -218,7 +244,7 @@ class Mirror:
 
     def _compute(self, row: MirroredRow, count: int) -> None:
         start, end = row.num_computed, row.num_computed + count
-        for image in row.images:
+        for image in row.images if not row.encoded else ():
             if image.start < end and start < image.end:
                 assert image.key in self._embeddings, f"the image at token {image.start} is not encoded"
         self._check_reads(row, start, count)
@@ -231,8 +257,10 @@ class Mirror:
             for position in range(first, start + count):
                 self._check_read(row, group, position, row.chain[position])
         for group in self._cross:
-            for place, content in enumerate(row.encoded):
-                self._check_read(row, group, place, content)
+            for view in {row.view(position) for position in range(start, start + count)}:
+                assert view.start % self._block_size == 0, "what tokens see begins within a block"
+                for place in range(view.start, view.start + view.length):
+                    self._check_read(row, group, place, row.encoded[place])
 
     def _check_read(self, row: MirroredRow, group: int, position: int, content: int) -> None:
         block, offset = self._place(row, group, position)

@@ -70,8 +70,8 @@ class NullExecutor:
             slots = config.lora.max_loras if config.lora.enabled else 0
             snapshots = config.cache.state_snapshots if self.has_states else None
             sizes = num_seats, self.num_blocks, config.cache.block_size, shape.vocab_size, shape.groups, slots, snapshots
-            most = config.scheduler.encoder_cache
-            self._step = Mirror(*sizes, most) if plan is None else CanvasMirror(*sizes, plan=plan)
+            images = config.scheduler.encoder_cache, shape.sees_images
+            self._step = Mirror(*sizes, *images) if plan is None else CanvasMirror(*sizes, plan=plan)
         elif plan is not None:
             self._step = PseudoCanvases(num_seats, shape.vocab_size, plan)
         else:

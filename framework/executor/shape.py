@@ -14,7 +14,7 @@ from ..models.read import ModelInfo
 @dataclass(frozen=True)
 class ModelShape:
     """KV groups, vocabulary and longest sequence of a model, the bytes of a request's states, the places in the cache that it takes
-    at most for what an encoder gave, and how it denoises, if it does."""
+    at most for what an encoder gave, how it denoises, if it does, and whether layers attend to images."""
 
     groups: tuple[CacheGroup, ...]
     vocab_size: int
@@ -22,6 +22,7 @@ class ModelShape:
     state_bytes: int = 0
     most_encoded: int = 0
     diffusion: Diffusion | None = None
+    sees_images: bool = False
 
     @classmethod
     def of(cls, model: ModelInfo, config: EngineConfig) -> ModelShape:
@@ -33,7 +34,7 @@ class ModelShape:
             return cls(run.groups, run.vocab_size, model.max_model_len, diffusion=model.diffusion)
         found = native(model, config)
         sizes = found.vocab_size, model.max_model_len, state_bytes(found, model), model.most_encoded(config.cache.block_size)
-        return cls(kv_groups(found, model, config), *sizes, model.diffusion)
+        return cls(kv_groups(found, model, config), *sizes, model.diffusion, found.sees_images)
 
     def num_blocks(self, config: EngineConfig) -> int:
         """As configured, or as many as fit ``cache.memory_bytes``; without either, as many as all seats can fill."""

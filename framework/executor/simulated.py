@@ -11,11 +11,13 @@ import numpy as np
 
 from ..clock import Clock, VirtualClock
 from ..config import EngineConfig
-from ..engine.attention_rows import canvas_rows, num_decodes, seen_from
+from ..engine.attention_rows import canvas_rows, encoded_rows, num_decodes, seen_from
+from ..engine.encoding import View
 from ..engine.kv_cache.spec import ELEMENT_BYTES
 from ..engine.step import StepInput, StepOutput
 from ..models.ranks import stages
 from ..models.read import ModelInfo
+from ..multimodal.items import ImageItem, overlaps
 from .cost_model import CONTEXT_GRID, DecodeRows, DecodesAhead, OpTime, StepWork
 from .device_memory import Holding, num_blocks
 from .drafting import Drafting
@@ -131,7 +133,7 @@ class SimulatedExecutor:
         self.groups, self.vocab_size, self.max_model_len = self._placement.groups, self._placement.vocab_size, model.max_model_len
         element = ELEMENT_BYTES[model.dtype]
         activations = max(self._placement.activations, encoders.activation_bytes(element))
-        if self._tower is not None and model.encoding is None:  # embeddings of images, which are kept
+        if self._tower is not None:  # embeddings of images, which are kept
             assert architecture is not None, "the native decoder alone reads images"
             activations += config.scheduler.encoder_cache * architecture.hidden_size * element
         longest = max(self.max_model_len, model.most_encoded(config.cache.block_size))
@@ -141,7 +143,9 @@ class SimulatedExecutor:
         self.draft_max_model_len, self.drafts_read_ahead = None, False
         self.num_drafts = config.speculative_config.num_speculative_tokens
         self.has_states = architecture is not None and architecture.has_states
-        self._attends_encoded = architecture is not None and bool(architecture.family.encoder)
+        self._is_whole = model.vision is not None and model.vision.whole
+        self._has_experts = architecture is not None and architecture.has_visual_experts
+        self._attends_encoded = architecture is not None and (bool(architecture.family.encoder) or architecture.sees_images)
         self.weight_bytes = self.nominal_weight_bytes = round(config.parallel.tp * sum(held.weights for held in self._held()))
 
         self._device, self._graphs, self._noise = device.name, config.graphs, config.executor.noise
@@ -168,6 +172,8 @@ class SimulatedExecutor:
         self.idle_from_s = [clock.now()] * self.num_stages
         self._token_at_s = np.zeros(self._num_seats)
         self._encoded = np.zeros(self._num_seats, dtype=np.int64) if self._attends_encoded else None
+        self._views: dict[int, tuple[View, ...]] = {}
+        self._images: dict[int, tuple[ImageItem, ...]] | None = {} if self._is_whole or self._has_experts else None
         self._context = 1
         self._periods: dict[tuple[int, int, int], float] = {}
 
@@ -182,8 +188,11 @@ class SimulatedExecutor:
         tokens.admit(step.new)
         if self._encoded is not None:
             for new in step.new:
-                assert new.encoder_input is not None, "the engine takes no other prompts"
-                self._encoded[new.seat] = new.encoder_input.num_seen
+                given = new.encoder_input
+                self._encoded[new.seat] = 0 if given is None else given.num_seen
+                self._views[new.seat] = () if given is None else given.views
+        if self._images is not None:
+            self._images |= {new.seat: new.images for new in step.new}
         contexts = tokens.contexts(step, seats)
         work = self._work(step, contexts) if self._plan is None else self._canvas_work(self._plan, step, contexts)
         times, passes = self._placement.step(work), list[StepWork]()
@@ -319,11 +328,23 @@ class SimulatedExecutor:
         work = StepWork(num_tokens, num_logits, decodes, counts[first_chunk:], contexts[first_chunk:].tolist(), recorded)
         if self._tower is not None:
             work.encoded = [self._tower.item(image) for image in step.images]
+        if self._images is not None:
+            images = [self._images.get(seat, ()) for seat in step.seats]
+            found = overlaps(images, (contexts - counts).tolist(), contexts.tolist())
+            if self._has_experts:
+                work.num_visual = sum(end - start - (end == image.end) for _, image, start, end in found)
+            if self._is_whole:
+                work.whole_lens = [end - start for _, _, start, end in found]
+                work.whole_ctx_lens = [end for *_, end in found]
         if self._encoded is not None:
-            seen = self._encoded[step.seats]
-            work.encoded = [new.encoder_input.num_tokens for new in step.new if new.encoder_input is not None]
-            work.cross_decodes = [DecodeRows(1, seen[:ones])] if ones else []
-            work.cross_ctx_lens = seen[first_chunk:].tolist()
+            work.stored = [new.encoder_input.num_vectors for new in step.new if new.encoder_input is not None]
+            if self._tower is None:
+                work.encoded = work.stored
+            views, tokens = [self._views.get(seat, ()) for seat in step.seats], np.array(counts)
+            row, lens, _, seen = encoded_rows(tokens, contexts - tokens, self._encoded[step.seats], views)
+            n = int((row < ones).sum())
+            work.cross_decodes = [DecodeRows(1, seen[:n])] if n else []
+            work.cross_lens, work.cross_ctx_lens = lens[n:].tolist(), seen[n:].tolist()
         return work
 
     def _canvas_work(self, plan: PassPlan, step: StepInput, contexts: np.ndarray) -> StepWork:
@@ -339,9 +360,9 @@ class SimulatedExecutor:
         work = StepWork(sum(step.num_tokens), sum(step.num_logits), decodes, counts[n:].tolist(), lengths[n:].tolist())
         ends = contexts[np.array(step.num_logits) > 0]
         if redraws and len(ends):
-            work.canvas_lens, work.canvas_ctx_lens = [size] * len(ends), ends.tolist()
+            work.whole_lens, work.whole_ctx_lens = [size] * len(ends), ends.tolist()
             seen = ends if (window := self._placement.canvas_window) is None else ends - seen_from(ends, size, window)
-            work.canvas_window_lens = seen.tolist()
+            work.whole_window_lens = seen.tolist()
             if (seen < ends).any():
                 work.num_taken = len(ends) * -(-int(seen.max()) // self._block_size) * self._block_size
         return work

@@ -57,7 +57,7 @@ class Tower:
         """What an image is for the stack, by the shapes of its inputs."""
         if self.tile is not None:
             count = math.prod(image.inputs["pixel_values"].shape[:-3])
-            return count * self.tile if self.joined or count == 1 else Parts((self.tile,) * count)
+            return Parts((count * self.tile,) if self.joined else (self.tile,) * count, embeddings=image.count)
         _, rows, columns = image.inputs["image_grid_thw"][0].tolist()
         count = rows * columns
         return count if self.window is None else Parts((count,), _windows(rows, columns, *self.window))
@@ -142,23 +142,22 @@ def _of_internvl(found: Any) -> Tower:
 
 
 def _of_mllama(found: Any) -> Tower:
-    """Positions of a tile are padded to a multiple of 8, and an image to the most tiles."""
+    """Positions of a tile are padded to a multiple of 8, and an image to the most tiles; what is padding goes to no projector."""
     vision = found.vision_config
     count, conv = _patches(vision, 1)
     tile = -(-count // 8) * 8
     conv = conv._replace(rows=(count - 1) / tile)
     hidden, heads, depth = vision.hidden_size, vision.attention_heads, vision.num_hidden_layers + vision.num_global_layers
-    behind = Product(vision.vision_output_dim, found.text_config.hidden_size, count / tile)
+    behind = Product(vision.vision_output_dim, found.text_config.hidden_size, embeddings=True)
     sizes = hidden, vision.intermediate_size, depth, heads, hidden // heads
     return Tower(EncoderStack(*sizes, num_norms=2, own_linears=True, before=(conv,), behind=(behind,)), tile, joined=True)
 
 
 def _of_phi3(hidden: int, text: int) -> Tower:
-    """CLIP, and a projector of four patches each, whose rows that separate lines are left out here."""
+    """CLIP, and a projector of four patches each, and of what separates them."""
     tile, inner = (2 * phi3_v.GRID) ** 2 + 1, 4 * hidden
-    rows = phi3_v.GRID**2 / tile
-    conv = Product(3 * (phi3_v.SIDE // (2 * phi3_v.GRID)) ** 2, hidden, 4 * rows, library=True)
-    behind = Product(inner, text, rows), Product(text, text, rows)
+    conv = Product(3 * (phi3_v.SIDE // (2 * phi3_v.GRID)) ** 2, hidden, (tile - 1) / tile, library=True)
+    behind = Product(inner, text, embeddings=True), Product(text, text, embeddings=True)
     sizes = hidden, inner, 24, hidden // phi3_v.HEAD_DIM, phi3_v.HEAD_DIM
     return Tower(EncoderStack(*sizes, own_linears=True, before=(conv,), behind=behind), tile)
 

@@ -189,6 +189,11 @@ class Architecture:
         return any(layer.cross for layer in self.layers)
 
     @property
+    def has_visual_experts(self) -> bool:
+        """Whether tokens of images have weights of their own."""
+        return "vision_qkv" in self.family.names
+
+    @property
     def has_states(self) -> bool:
         """Whether there are such layers."""
         return any(layer.mixer is not None for layer in self.layers)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,6 +29,19 @@ class ImageItem:
     def end(self) -> int:
         """The token after its last placeholder."""
         return self.start + self.count
+
+
+def overlaps(
+    images: Sequence[Sequence[ImageItem]], first: Sequence[int], ends: Sequence[int]
+) -> list[tuple[int, ImageItem, int, int]]:
+    """(row, image, start, end): the tokens of an image, by their place in the sequence, that a step computes. images: of each row,
+    which computes the tokens from ``first`` to ``ends``."""
+    spans = (
+        (row, image, max(image.start, begin), min(image.end, until))
+        for row, (own, begin, until) in enumerate(zip(images, first, ends))
+        for image in own
+    )
+    return [(row, image, start, end) for row, image, start, end in spans if start < end]
 
 
 def rotary_positions(num_tokens: int, images: tuple[ImageItem, ...]) -> tuple[np.ndarray, int]:

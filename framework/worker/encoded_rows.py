@@ -6,16 +6,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..engine.encoding import View
+from ..engine.attention_rows import encoded_rows
 from .request_rows import RequestRows
 from .step_rows import StepRows
-
-_NOTHING = View(0, 0, 0)
 
 
 @dataclass(frozen=True)
 class EncodedRows:
-    """Rows cut where what their tokens see changes: at images in their prompts.
+    """As ``attention_rows.encoded_rows`` cuts them.
 
     row      int64 [S]: of the step
     counts   int64 [S]: tokens
@@ -33,21 +31,9 @@ class EncodedRows:
     @classmethod
     def of(cls, requests: RequestRows, rows: StepRows, num_decodes: int) -> EncodedRows:
         """num_decodes: of the rows of the step, the first."""
-        lengths = requests.num_encoded[rows.seats]
         views = [requests.views.get(seat, ()) for seat in rows.seats.tolist()]
-        if all(not own or first >= own[-1].first for own, first in zip(views, rows.first.tolist())):
-            count = len(rows.seats)
-            return cls(np.arange(count), rows.counts, np.zeros(count, dtype=np.int64), lengths, num_decodes)
-        parts = []
-        for row, (own, first, end) in enumerate(zip(views, rows.first.tolist(), rows.lengths.tolist())):
-            seen = (_NOTHING, *own) if own else (View(0, 0, int(lengths[row])),)
-            ends = [*(view.first for view in seen[1:]), end]
-            for view, until in zip(seen, ends):
-                begin, until = max(first, view.first), min(until, end)
-                if begin < until:
-                    parts.append((row, until - begin, view.start, view.length))
-        row, counts, starts, seen_lengths = np.array(parts, dtype=np.int64).T
-        return cls(row, counts, starts, seen_lengths.astype(np.int32), int((row < num_decodes).sum()))
+        row, counts, starts, lengths = encoded_rows(rows.counts, rows.first, requests.num_encoded[rows.seats], views)
+        return cls(row, counts, starts, lengths, int((row < num_decodes).sum()))
 
     @property
     def bounds(self) -> np.ndarray:

@@ -11,7 +11,7 @@ import torch
 
 from ..engine.step import StepInput
 from ..models.batch import ExpertTokens, ImageTokens
-from ..multimodal.items import ImageItem, rotary_positions
+from ..multimodal.items import ImageItem, overlaps, rotary_positions
 from .image_embeddings import ImageEmbeddings
 from .step_rows import StepRows
 from .transfer import all_to_device, to_device
@@ -123,14 +123,9 @@ class Images:
         return [found for found in self._overlaps(rows) if self._embeddings.error(found[1]) is None]
 
     def _overlaps(self, rows: StepRows) -> list[tuple[int, ImageItem, int, int]]:
-        """(row, image, start, end): the tokens of an image, by their place in the sequence, that a step computes."""
-        found = []
-        for row, seat in enumerate(rows.seats.tolist()):
-            if (own := self._seats.get(seat)) is not None:
-                first, last = int(rows.first[row]), int(rows.lengths[row])
-                spans = ((image, max(image.start, first), min(image.end, last)) for image in own.images)
-                found += [(row, image, start, end) for image, start, end in spans if start < end]
-        return found
+        """As ``multimodal.items.overlaps`` has them."""
+        seats = (self._seats.get(seat) for seat in rows.seats.tolist())
+        return overlaps([() if own is None else own.images for own in seats], rows.first.tolist(), rows.lengths.tolist())
 
     def _leave(self, seat: int) -> None:
         self._seats.pop(seat, None)

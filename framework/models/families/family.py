@@ -52,7 +52,7 @@ class Family:
     transposed   weights of linear layers lie as [in, out]
     interleaved_qkv  the queries, key and value of a KV head are neighbours in the fused projection
     encoder      prefix of the encoder's modules on disk; "": there is none. listens: it reads sound, not text
-    crosses      does layer i attend to images, and to nothing else?
+    crosses      does layer i attend to images, and to nothing else? None: no layer does
     num_unscored   tokens behind the vocabulary that have an embedding, and no logit: they stand in prompts only
     unbiased     modules of parts with a bias that have none themselves
     logits_bias  of the tensor [1, V] that is added to the logits; "" = none
@@ -109,7 +109,7 @@ class Family:
     interleaved_qkv: bool = False
     encoder: str = ""
     listens: bool = False
-    crosses: Callable[[Config, int], bool] = lambda config, layer: False
+    crosses: Callable[[Config, int], bool] | None = None
     num_unscored: int = 0
     unbiased: tuple[str, ...] = ()
     logits_bias: str = ""

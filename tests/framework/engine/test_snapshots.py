@@ -206,6 +206,8 @@ def test_the_configuration_says_what_cannot_be() -> None:
     for cache, scheduler, why in (
         (CacheConfig(state_snapshots=-1), config.scheduler, r"cache.state_snapshots=-1 .* from 0 \(none\)"),
         (CacheConfig(num_blocks=64, state_snapshots=1 << 40), config.scheduler, r"cache.state_snapshots=1099511627776 .* to 2\^20"),
+        (CacheConfig(num_blocks=1 << 40), config.scheduler, r"cache.num_blocks=1099511627776 .* at most 2\^24"),
+        (config.cache, replace(config.scheduler, max_num_seqs=1 << 40), r"max_num_seqs=1099511627776 .* to 2\^20"),
         (CacheConfig(prefix_caching=False, state_snapshots=2), config.scheduler, "it must be 0 with cache.prefix_caching=false"),
         (
             CacheConfig(state_snapshots=2),

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
 from framework.clock import VirtualClock
 from framework.config import CacheConfig, EngineConfig, ExecutorConfig, GraphConfig, ModelConfig, ParallelConfig
+from framework.engine.engine import Engine
 from framework.engine.step import NewRequest, StepInput
 from framework.executor.simulated import SimulatedExecutor
 from framework.executor.simulated_device import simulated_device
 from framework.executor.timers import Timers
 from framework.models.read import read_model
+from framework.op_times import OpTimes
 from framework.plan import op_costs
 from framework.sampling_params import SamplingParams
 
@@ -90,6 +94,20 @@ def prompt_step(step_id: int, seat: int, num_tokens: int) -> StepInput:
     """A new request's whole prompt."""
     new = [NewRequest(seat, "", [0] * num_tokens, num_tokens, 0, [[1]], SamplingParams(seed=seat))]
     return StepInput(step_id, [seat], [num_tokens], [1], new)
+
+
+def called(engine: Engine, ops: Collection[str]) -> Counter[Any]:
+    """Calls of attention and of ``ops``, with what says how long each takes: of norms not whether they add, of linear layers not
+    whether they have a bias, for which the simulator takes the same."""
+    found: Counter[Any] = Counter()
+    assert isinstance(engine.executor.call_times, OpTimes)
+    for call, _, _, count in engine.executor.call_times:
+        dims = tuple((name, value) for name, value in call.dims if name != "residual")
+        if call.op.startswith("paged_attention"):
+            found[call.op, dims, call.options, call.q_lens, call.ctx_lens] += count
+        elif call.op in ops:
+            found[call.op, dims, sum(call.q_lens)] += count
+    return found
 
 
 EAGER = GraphConfig(enabled=False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,6 @@ from framework.engine.prompts import EngineInput
 from framework.engine.step import NewRequest, StepInput
 from framework.executor.mirror import Mirror
 from framework.executor.simulated import SimulatedExecutor
-from framework.op_times import OpTimes
 from framework.sampling_params import SamplingParams
 from framework.study.driver import run_workload
 from framework.study.metrics import SLOConfig, compute_metrics
@@ -31,7 +29,7 @@ from framework.study.results import collect_requests, write_requests
 from framework.study.workload import WorkloadConfig, build_workload
 
 from ..engines import assert_idle, finish
-from .simulations import make_executor
+from .simulations import called, make_executor
 from .test_encoders import MODELS, model_of
 
 VOCAB = 211
@@ -56,20 +54,6 @@ def add(engine: Engine, name: str, num_encoded: int, num_begin: int, num_output:
 COUNTED = ("linear", "rms_norm", "layer_norm", "kv_cache_write", "embedding", "slot_mapping")
 
 
-def calls_of(engine: Engine) -> Counter[Any]:
-    """Of ops that both name, with what says how long each takes: of norms not whether they add, of linear layers not whether they
-    have a bias, for which the simulator takes the same."""
-    found: Counter[Any] = Counter()
-    assert isinstance(engine.executor.call_times, OpTimes)
-    for call, _, _, count in engine.executor.call_times:
-        dims = tuple((name, value) for name, value in call.dims if name != "residual")
-        if call.op.startswith("paged_attention"):
-            found[call.op, dims, call.options, call.q_lens, call.ctx_lens] += count
-        elif call.op in COUNTED:
-            found[call.op, dims, sum(call.q_lens)] += count
-    return found
-
-
 @pytest.mark.parametrize("kind", MODELS)
 def test_a_simulated_run_calls_what_a_real_one_does(kind: str) -> None:
     """Prompts of encoder and decoder, chunks, decodes, and steps of all; call by call."""
@@ -80,7 +64,7 @@ def test_a_simulated_run_calls_what_a_real_one_does(kind: str) -> None:
         for i in range(8):
             add(engine, str(i), rng.randint(1, 60), rng.choice([0, 0, 5, 40]), rng.randint(1, 8), rng)
         finish(engine)
-        found.append(calls_of(engine))
+        found.append(called(engine, COUNTED))
         engine.shutdown()
     real, simulated = found
     assert simulated == real

@@ -1,0 +1,204 @@
+"""Images on executors without a device: the calls of the real model, what its cache holds, and what the engine has it do."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file
+
+from framework.build import build_engine
+from framework.config import CacheConfig, EngineConfig, ExecutorConfig, GraphConfig, ModelConfig, QuantConfig, SchedulerConfig
+from framework.engine.engine import Engine
+from framework.executor.calls import CallList
+from framework.models.ranks import stages
+from framework.models.read import read_model
+from framework.sampling_params import SamplingParams
+
+from ..engines import assert_idle, finish
+from ..multimodal.checkpoints import make_without_weights, picture
+from ..multimodal.cogvlm import Checkpoint
+from ..multimodal.test_sized import shape
+from .simulations import called
+
+KINDS = {"llava": 2, "qwen2_vl": 2, "gemma3": 2, "mllama": 2, "cogvlm": 4}
+"""And seeds of workloads of which no chunk is so short that attention takes it for a decode, as a simulated one does not."""
+KERNELS = {"qk_norm_rotary_kv_write": "none"}  # as on a CPU
+OPS = ("linear", "rms_norm", "kv_cache_write", "embedding", "slot_mapping", "rotary", "qk_norm_rotary_kv_write", "silu_and_mul")
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    found: Path = tmp_path_factory.mktemp("images") / request.param
+    found.mkdir()
+    if request.param == "cogvlm":
+        Checkpoint(found)
+    else:
+        make_without_weights(request.param, found)
+    return found
+
+
+@pytest.fixture(scope="module")
+def mllama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    found = tmp_path_factory.mktemp("mllama")
+    make_without_weights("mllama", found)
+    return found
+
+
+def build(folder: Path, kind: str = "simulated", **settings: Any) -> Engine:
+    device = ExecutorConfig("simulated", "h200", "roofline") if kind == "simulated" else ExecutorConfig(kind)
+    given = {
+        "cache": CacheConfig(16, num_blocks=200),
+        "graphs": GraphConfig(enabled=False),
+        "kernels": KERNELS,
+        "executor": device,
+        **settings,
+    }
+    model = ModelConfig(str(folder), dtype="float32", load_format="dummy")
+    return build_engine(EngineConfig(model, **given))
+
+
+def num_parameters(folder: Path) -> int:
+    """Of the library's model, or, of a type that it has not, in the checkpoint."""
+    if (file := folder / "model.safetensors").exists():
+        return sum(weight.numel() for name, weight in load_file(file).items() if not name.endswith("inv_freq"))
+    with torch.device("meta"):
+        library = transformers.AutoModelForImageTextToText.from_config(transformers.AutoConfig.from_pretrained(folder))
+    return sum(weight.numel() for weight in library.parameters())
+
+
+def add(engine: Engine, name: str, rng: random.Random, num_images: int, num_tokens: int, num_output: int) -> None:
+    """Images of a few, anywhere in the prompt."""
+    assert engine.inputs.image_prompts is not None
+    ids = [rng.randrange(3, 200) for _ in range(num_tokens)]
+    for _ in range(num_images):
+        ids.insert(rng.randint(0, len(ids)), engine.inputs.image_prompts.placeholder_id)
+    images = [picture(seed := rng.randrange(4), 24 + 20 * (seed % 3), 32) for _ in range(num_images)]
+    prompt = {"prompt_token_ids": ids, "multi_modal_data": {"image": images}}
+    engine.add_request(name, prompt, SamplingParams(temperature=0, max_tokens=num_output, ignore_eos=True))
+
+
+def test_a_simulated_run_calls_what_a_real_one_does(folder: Path) -> None:
+    """With images, some of which come again, and without, beside each other; in chunks, decodes, and steps of both."""
+    kind = folder.name
+    found: list[Counter[Any]] = []
+    for executor in ("local", "simulated"):
+        rng, scheduler = random.Random(KINDS[kind]), SchedulerConfig(max_num_seqs=4, max_num_batched_tokens=64, in_flight_steps=1)
+        engine = build(folder, executor, scheduler=scheduler, profile=True, num_threads=1 if executor == "local" else 0)
+        for i in range(8):
+            add(engine, str(i), rng, (1, 0, 1 if kind == "cogvlm" else 2, 1)[i % 4], rng.randint(1, 50), rng.randint(1, 8))
+        done = finish(engine)
+        assert not any(output.error for output in done.values())
+        found.append(called(engine, OPS))
+        assert engine.stats().num_image_hits > 0
+        engine.shutdown()
+    real, simulated = found
+    assert simulated - real == Counter() and real - simulated == Counter()
+    assert {op for op, *_ in real} > {"linear", "embedding", "paged_attention_decode", "paged_attention_prefill"}
+
+
+def test_weights_and_blocks_are_those_of_a_real_one(folder: Path) -> None:
+    budget = {"cache": CacheConfig(16, memory_bytes=3_000_000)}
+    real, simulated, null = (build(folder, name, **budget).executor for name in ("local", "simulated", "null"))
+    assert simulated.weight_bytes == 4 * num_parameters(folder)
+    assert simulated.num_blocks == real.num_blocks == null.num_blocks
+    assert simulated.groups == real.groups == null.groups
+
+
+def test_norms_before_visual_experts_quantize_for_neither(tmp_path: Path) -> None:
+    """Each product quantizes its own rows, but the last of the MLP, whose activation does."""
+    Checkpoint(tmp_path)
+    config = EngineConfig(ModelConfig(str(tmp_path), load_format="dummy"), quant=QuantConfig("int8"))
+    info = read_model(config.model)
+    assert info.architecture is not None
+    (stage,) = stages(info.architecture, 1)
+    calls = CallList(info, info.architecture, config, fused=False).stage(stage)
+    found = {(call.op, call.rows): count for call, count in calls.items() if dict(call.dims).get("out_bytes") == 1}
+    assert found == {("silu_and_mul", rows): 2 for rows in ("language", "vision")}
+    quantized = Counter(dict.fromkeys(("language", "vision"), 0))
+    for call, count in calls.items():
+        quantized[call.rows] += count * (call.op == "quantize_activation")
+    assert +quantized == {"language": 2 * 3, "vision": 2 * 3}
+
+
+def test_the_published_number_of_parameters() -> None:
+    """Of Llama 3.2 11B Vision, 448 pixels a tile; with the 560 of its Instruct it would have 10,670,220,835."""
+    config = shape("llama-3.2-11b-vision")
+    config.executor.device = "h200"
+    assert build_engine(config).executor.weight_bytes == 2 * 10_642_941_475
+
+
+def test_one_image_of_several_requests_is_encoded_once(mllama: Path) -> None:
+    """And each request stores keys and values of its own."""
+    found = {}
+    for count in (1, 8):
+        engine = build(mllama, "simulated", profile=True, scheduler=SchedulerConfig(max_num_seqs=8))
+        for i in range(count):
+            prompt = {"prompt_token_ids": [258, i], "multi_modal_data": {"image": picture(1, 56, 28)}}
+            engine.add_request(str(i), prompt, SamplingParams(temperature=0, max_tokens=1))
+        finish(engine)
+        calls = ((*dims, n) for (op, dims, *rows), n in called(engine, ("linear",)).items() if rows == [2 * 17])  # of two tiles
+        found[count] = {(in_features, out_features): n for (_, in_features), (_, out_features), n in calls}
+    projector, keys_and_values = (96, 64), (64, 64)
+    assert found == {1: {projector: 1, keys_and_values: 2}, 8: {projector: 1, keys_and_values: 2 * 8}}
+
+
+@pytest.mark.parametrize("calibration", [{"calibration": "roofline", "efficiency": 1.0, "kernel_overhead_s": 0.0}, {}])
+def test_what_images_take(calibration: dict[str, Any], mllama: Path) -> None:
+    """Tokens that see more tiles take longer, and so do steps that encode these."""
+    first, later = [], []
+    for width in (None, 28, 56, 112):
+        device = ExecutorConfig("simulated", "h200", step_overhead_s=0.0, launch_s=0.0, **calibration)
+        engine = build(mllama, scheduler=SchedulerConfig(max_num_seqs=8, in_flight_steps=1), executor=device)
+        images = [picture(1, width, 28)] if width else []
+        prompt = {"prompt_token_ids": [258, 5] if width else [5, 5], "multi_modal_data": {"image": images}}
+        engine.add_request("", prompt, SamplingParams(temperature=0, max_tokens=9, ignore_eos=True))
+        times = []
+        while engine.has_unfinished():
+            begin_s = engine.clock.now()
+            engine.step()
+            times.append(engine.clock.now() - begin_s)
+        first.append(times[0])
+        later.append(times[-1])
+    assert first == sorted(set(first)) and later == sorted(later) and later[0] < later[-1]
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_mixes_keep_the_protocol(seed: int, mllama: Path) -> None:
+    """Of images and text, preempted and aborted, against the mirror of the cache; tokens depend on nothing else."""
+    rng = random.Random(seed)
+    size = rng.choice([2, 4, 16])
+    one = 3 * -(-68 // size) + 2 * -(-64 // size) + 1
+    jobs = [(rng.randrange(3), rng.randint(1, 30), rng.randint(1, 25), rng.random()) for _ in range(rng.randint(4, 12))]
+    add_all = partial(_add_all, jobs=jobs)
+    alone = build(mllama, "null", cache=CacheConfig(size, num_blocks=one + 300, check_invariants=True))
+    expected = {}
+    for i in range(len(jobs)):
+        add_all(alone, only=i)
+        expected |= finish(alone)
+    scheduler = SchedulerConfig(max_num_seqs=rng.choice([2, 8]), max_num_batched_tokens=rng.choice([8, 17, 256]))
+    scheduler.encoder_cache, scheduler.encoder_budget = rng.choice([1, 40, 100, 16384]), rng.choice([1, 70, 4096])
+    cache = CacheConfig(size, num_blocks=one + rng.choice([0, 5, 12, 300]), check_invariants=True)
+    engine = build(mllama, "null", cache=cache, scheduler=scheduler)
+    add_all(engine)
+    aborted, done = {str(i) for i in range(len(jobs)) if rng.random() < 0.2}, {}
+    while engine.has_unfinished():
+        done |= {output.request_id: output for output in engine.step() if output.finished}
+        if aborted and rng.random() < 0.3:
+            engine.abort([aborted.pop()])
+    for name, output in done.items():
+        if output.outputs[0].finish_reason != "abort":
+            assert output.outputs[0].token_ids == expected[name].outputs[0].token_ids
+    assert_idle(engine)
+
+
+def _add_all(engine: Engine, jobs: list[tuple[int, int, int, float]], only: int | None = None) -> None:
+    for i, (num_images, num_tokens, num_output, own) in enumerate(jobs):
+        if only in (None, i):
+            add(engine, str(i), random.Random(own), num_images, num_tokens, num_output)
