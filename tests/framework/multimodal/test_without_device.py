@@ -122,9 +122,11 @@ def test_an_image_takes_the_time_of_its_tower_once(name: str) -> None:
     plain, plain_calls = steps_of(running, text), added()
     first, first_calls = steps_of(running, with_image), added()
     again, again_calls = steps_of(running, with_image), added()
-    assert plain == pytest.approx(again) and plain_calls == again_calls and not plain_calls["library"], "embeddings are there"
+    assert plain_calls == again_calls and not plain_calls["library"], "embeddings are there"
+    sees_more = name == "gemma3"  # whose tokens of an image see those behind them, too
+    assert again[0] > plain[0] if sees_more else again[0] == pytest.approx(plain[0])
     assert first[0] > plain[0] and first_calls["library"] > 0 and first_calls["linear"] > plain_calls["linear"]
-    assert np.diff(first) == pytest.approx(np.diff(plain))
+    assert np.diff(first) == pytest.approx(np.diff(plain)) and np.diff(again) == pytest.approx(np.diff(plain))
     stats = running.stats()
     assert (stats.num_image_queries, stats.num_image_hits, stats.num_images_encoded) == (2, 1, 1)
 
