@@ -14,7 +14,7 @@ from ..config import EngineConfig
 from ..engine.kv_cache.memory import logit_rows
 from ..engine.kv_cache.spec import ELEMENT_BYTES
 from ..models.launches import ELEMENTWISE, Launch, Launches
-from ..models.ranks import Stage
+from ..models.ranks import Stage, check_ranks
 from ..models.read import ModelInfo
 from .calls import Call, Rows, element_sizes, sampling_ops
 from .device_memory import Holding, token_bytes
@@ -29,7 +29,8 @@ def place_library_model(model: ModelInfo, config: EngineConfig, timers: Timers, 
     """On one device. Raises ValueError for a model that cannot be served, and where what it launches cannot be found."""
     from ..models.dry_run import DryRun  # seconds to import, and needed for few models
 
-    run = DryRun(config.model, model, config.cache)
+    check_ranks(model, config.parallel, config.quant)
+    run = DryRun(config, model)
     launches, stage = run.launches(), Stage(range(len(run.attention)))
     holding = Holding(run.weight_bytes, token_bytes(run.groups, stage))
     calls = _calls(run, launches, element_sizes(model, config), sampling_ops(acceptance_rule))

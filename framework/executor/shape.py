@@ -30,7 +30,7 @@ class ModelShape:
         if model.architecture is None and model.pooling is None:
             from ..models.dry_run import DryRun  # seconds to import, and needed for few models
 
-            run = DryRun(config.model, model, config.cache)
+            run = DryRun(config, model)
             return cls(run.groups, run.vocab_size, model.max_model_len, diffusion=model.diffusion)
         found = native(model, config)
         sizes = found.vocab_size, model.max_model_len, state_bytes(found, model), model.most_encoded(config.cache.block_size)

@@ -12,7 +12,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ..config import CacheConfig, ModelConfig
+from ..config import EngineConfig
 from ..engine.kv_cache.spec import group_layers
 from ..plan import AttentionMeta, BoundKernel, LayerKV
 from .batch import CanvasTokens, ForwardBatch, GroupBatch, WholeTokens
@@ -20,7 +20,7 @@ from .diffusion_gemma import DiffusionGemma, load_diffusion_gemma
 from .entropies import entropies
 from .launches import ELEMENTWISE, Attends, Launch, Launches
 from .read import ModelInfo
-from .transformers_model import TransformersModel, load_transformers_model
+from .transformers_model import TransformersModel, check_as_it_is, load_transformers_model
 
 _META = torch.device("meta")
 _ROWS = (16, 24)
@@ -52,10 +52,12 @@ class DryRun:
 
     attention     how its layers attend
     weight_bytes  of its weights
-    Raises ValueError for a model that cannot be served, and for one whose launches depend on numbers.
+    Raises ValueError for a model that cannot be served as ``config`` says, and for one whose launches depend on numbers.
     """
 
-    def __init__(self, config: ModelConfig, info: ModelInfo, cache: CacheConfig) -> None:
+    def __init__(self, engine: EngineConfig, info: ModelInfo) -> None:
+        check_as_it_is(info, engine.quant, engine.lora)
+        config, cache = engine.model, engine.cache
         self._name, self._plan, self._block_size = config.name, _Plan(), cache.block_size
         load: Any = load_transformers_model if info.diffusion is None else load_diffusion_gemma
         self._model: TransformersModel | DiffusionGemma = self._tried(

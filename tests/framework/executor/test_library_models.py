@@ -13,12 +13,22 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from framework.build import build_engine
-from framework.config import CacheConfig, EngineConfig, ExecutorConfig, GraphConfig, ModelConfig, SchedulerConfig
+from framework.config import (
+    CacheConfig,
+    EngineConfig,
+    ExecutorConfig,
+    GraphConfig,
+    LoraConfig,
+    ModelConfig,
+    ParallelConfig,
+    QuantConfig,
+    SchedulerConfig,
+)
 from framework.engine.diffusion import DiffusionConfig
 from framework.engine.engine import Engine
 from framework.executor.encoders import LIBRARY
 from framework.models.dry_run import DryRun
-from framework.models.launches import ELEMENTWISE
+from framework.models.launches import ELEMENTWISE, Launch
 from framework.models.read import read_model
 from framework.plan import BoundKernel
 from framework.sampling_params import SamplingParams
@@ -97,6 +107,7 @@ class Torch(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.is_ours, self.count, self.num_bytes = False, 0, 0
+        self.products: Counter[Any] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -109,6 +120,9 @@ class Torch(TorchDispatchMode):
             if found is not NotImplemented:
                 return found
         found = func(*args, **kwargs)
+        if not self.is_ours and name in ("mm", "addmm", "_grouped_mm", "grouped_mm_fallback"):
+            x, weight = [part for part in args if isinstance(part, torch.Tensor)][-2 if name in ("mm", "addmm") else 0 :][:2]
+            self.products[(len(x), *weight.shape)] += 1
         if (
             self.is_ours
             or func.is_view
@@ -129,12 +143,23 @@ class Torch(TorchDispatchMode):
         return found
 
 
+def shapes(number: int, launch: Launch) -> list[tuple[float, ...]]:
+    """Rows and weights of the products that a launch of the library's stands for."""
+    dims = dict(launch.dims)
+    if launch.op == "linear":
+        return [(number, dims["in_features"], dims["out_features"])]
+    experts, hidden, inner = (dims[name] for name in ("num_experts", "hidden_size", "intermediate_size"))
+    rows = number * dims["top_k"]
+    return [(rows, experts, hidden, 2 * inner), (rows, experts, inner, hidden)]
+
+
 @pytest.mark.parametrize("name", ["diffusion_gemma", "gpt_oss", "gpt2"])
 def test_launches_are_those_that_torch_sees(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    given = {"diffusion": DiffusionConfig(max_passes=2)} if name == "diffusion_gemma" else {}
-    asked = config("local", name, scheduler=SchedulerConfig(max_num_seqs=4, max_num_batched_tokens=40), **given)
+    given: dict[str, Any] = {"diffusion": DiffusionConfig(max_passes=2)} if name == "diffusion_gemma" else {}
+    given["scheduler"] = SchedulerConfig(max_num_seqs=4, max_num_batched_tokens=40)
+    asked = config("local", name, **given)
     engine, seen = build_engine(asked), Torch()
-    dry = DryRun(asked.model, read_model(asked.model), asked.cache)
+    dry = DryRun(asked, read_model(asked.model))
     launches = dry.launches()
     model, steps, mixed = engine.executor._runner.model, list[tuple[int, int, int]](), list[bool]()
     kernel = BoundKernel.__call__
@@ -168,18 +193,27 @@ def test_launches_are_those_that_torch_sees(name: str, monkeypatch: pytest.Monke
         monkeypatch.setattr(model, "said", watched(model.said))
         monkeypatch.setattr("framework.worker.runner.entropies", watched(engine.executor._runner._sample.__globals__["entropies"]))
     serve(engine)
-    count = num_bytes = 0.0
+    count = num_bytes = num_calls = 0.0
+    products: Counter[Any] = Counter()
     for rows in steps:
         for number, counted in zip(rows, (launches.tokens, launches.logits, launches.taken)):
             for launch, times in counted.items() if number else ():
+                num_calls += times * launch.library
                 if launch.op == ELEMENTWISE:
                     count += times
                     num_bytes += times * (launch.each * number + launch.fixed)
+                elif launch.library:
+                    for shape in shapes(number, launch):
+                        products[shape] += times
     if name == "diffusion_gemma":  # the sampler's division by temperatures, and its most probable tokens
         with_logits = sum(bool(rows[1]) for rows in steps)
         count -= 2 * with_logits
         num_bytes -= sum(rows[1] * (3 * TEXT["vocab_size"] * 4 + 4 + 8) for rows in steps)
         assert any(rows[2] for rows in steps) and any(rows[1] and not rows[2] for rows in steps)
+    simulated = build_engine(config("simulated", name, **given))
+    serve(simulated)
+    assert simulated.executor.op_times()[LIBRARY].calls == num_calls
+    assert products == seen.products and products
     assert any(mixed), "in each layer what attention gives of decodes is put beside that of other rows then, by us"
     width = sum(layer.dims["num_heads"] * layer.dims["head_dim"] for layer in dry.attention)
     count += 3 * sum(mixed)
@@ -225,3 +259,15 @@ def test_what_depends_on_numbers_is_refused_by_name(monkeypatch: pytest.MonkeyPa
     for kind in ("null", "simulated"):
         with pytest.raises(ValueError, match=r"model 'none' cannot be simulated: .* without its numbers: .*meta"):
             build_engine(config(kind, "gpt2"))
+
+
+@pytest.mark.parametrize("name", ["gpt2", "diffusion_gemma"])
+def test_what_the_library_cannot_have_is_refused(name: str) -> None:
+    for given, said in (
+        ({"parallel": ParallelConfig(tp=2)}, r"parallel\.tp=2"),
+        ({"quant": QuantConfig(scheme="int8")}, "cannot have quantized weights"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            build_engine(config("simulated", name, **given))
+    with pytest.raises(ValueError, match=r"lora|adapters"):
+        build_engine(config("null", name, lora=LoraConfig(enabled=True)))
