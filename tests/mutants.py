@@ -135,6 +135,9 @@ _LOCAL_EXECUTOR = "framework/worker/local_executor.py"
 _DENOISING = "framework/engine/diffusion.py"
 _RUN_AHEAD = "framework/engine/run_ahead.py"
 _ATTENTION_ROWS = "framework/engine/attention_rows.py"
+_DRY_RUN = "framework/models/dry_run.py"
+_PLACED_LIBRARY = "framework/executor/library_model.py"
+_LIBRARY_TESTS = "tests/framework/executor/test_library_models.py"
 _PSEUDO = "framework/executor/pseudo.py"
 _CANVAS_MIRROR = "framework/executor/canvas_mirror.py"
 _CALLS = "framework/executor/calls.py"
@@ -203,6 +206,7 @@ _ENCODER_COST_TESTS = "tests/framework/executor/test_encoder_decoders.py"
 _TOWER_COST_TESTS = "tests/framework/executor/test_towers.py"
 _IMAGE_COST_TESTS = "tests/framework/executor/test_images.py"
 _SIMULATED_TESTS = [
+    "tests/framework/executor/test_library_models.py",
     _ENCODER_COST_TESTS,
     _IMAGE_COST_TESTS,
     "tests/framework/multimodal/test_without_device.py",
@@ -302,7 +306,8 @@ TESTS: dict[str, list[str]] = {
     _PENALTIES: ["tests/framework/worker/test_bad_words.py", *_TOKEN_TESTS, *_DRAFT_TESTS, _ENCODING_TESTS, _MLLAMA_TESTS],
     _CACHE_MEMORY: [*_STATE_TESTS, *_CANVAS_TESTS],
     **dict.fromkeys((_RUN_AHEAD, _PSEUDO, _CANVAS_MIRROR), _CANVAS_TESTS),
-    _ATTENTION_ROWS: [*_CANVAS_TESTS, _MLLAMA_TESTS],
+    _ATTENTION_ROWS: [*_CANVAS_TESTS, _MLLAMA_TESTS, _LIBRARY_TESTS],
+    **{key: [_LIBRARY_TESTS] for key in (_DRY_RUN, _PLACED_LIBRARY)},
     _CALLS: [*_CANVAS_TESTS, _ENCODER_COST_TESTS, _IMAGE_COST_TESTS],
     _ENCODER_COST: [_TOWER_COST_TESTS, "tests/framework/executor/test_encoders.py", _ENCODER_COST_TESTS],
     _COST_MODEL: [_ENCODER_COST_TESTS, _IMAGE_COST_TESTS],
@@ -1920,7 +1925,16 @@ MUTANTS = [
         "        pass\n",
     ),
     Mutant("all passes are drawn alike", _CANVASES, "<< _PASS_BITS", "& 0"),
-    Mutant("a window is narrower for canvases", _CANVASES, "- (window - 1), 0)", "- window + 2, 0)"),
+    Mutant("a window is narrower for canvases", _ATTENTION_ROWS, "- (window - 1), 0)", "- window + 2, 0)"),
+    Mutant("simulated canvases attend once", _PLACED_LIBRARY, "if layer.canvases:", "if False:"),
+    Mutant("simulated canvases see beyond windows", _PLACED_LIBRARY, "windowed=layer.spec.window is not None", "windowed=False"),
+    Mutant("what canvases see in windows is copied for nothing", _SIMULATED, "if (seen < ends).any():", "if False:"),
+    Mutant("gathers read all of their tables", _DRY_RUN, "read[0] = written[0]", "pass"),
+    Mutant("scatters write all of their tables", _DRY_RUN, "read, written = read[1:], read[-1:]", "pass"),
+    Mutant("the library's experts take no time", _DRY_RUN, "module.register_forward_pre_hook(self._experts)", "pass"),
+    Mutant("views take time", _DRY_RUN, "func.is_view or packet", "packet"),
+    Mutant("logits take no time", _DRY_RUN, "both - tokens, taken", "Counter(), taken"),
+    Mutant("tied weights are held twice", _DRY_RUN, "self.storages[storage._cdata]", "self.storages[id(weight)]"),
     Mutant("canvases see all in every layer", _CANVASES, "if not first.any():", "if True:"),
     Mutant("canvases have the factors of known tokens", _DIFFUSION_GEMMA, "redrawn.expand(", "known.expand("),
     Mutant(
