@@ -34,6 +34,7 @@ _SIZED_FILE = "framework/multimodal/sized.py"
 _TOWERS_FILE = "framework/executor/towers.py"
 _ENCODER_COST = "framework/executor/encoders.py"
 _COST_MODEL = "framework/executor/cost_model.py"
+_BODIES = "framework/study/load/bodies.py"
 _PICTURES_FILE = "framework/study/workload/pictures.py"
 _IMAGE_ROWS = "framework/worker/images.py"
 _TOWER = "framework/models/tower.py"
@@ -154,6 +155,7 @@ _NATIVE = "framework/models/native.py"
 _WEIGHTS = "framework/models/weights.py"
 _TENSOR_FILES = "framework/models/tensor_files.py"
 _ROPE = "framework/models/rope.py"
+_GEMMA_FAMILY = "framework/models/families/gemma.py"
 _FAMILIES = "framework/models/families/"
 _CACHE_MEMORY = "framework/engine/kv_cache/memory.py"
 _MIXERS = "framework/models/layers/mixers.py"
@@ -280,6 +282,7 @@ TESTS: dict[str, list[str]] = {
         *_DRAFT_TESTS,
         _MLLAMA_TESTS,
         "tests/framework/multimodal/test_serving.py",
+        "tests/framework/multimodal/test_without_device.py",
         _FAILING_STEPS,
     ],
     _DEPTH: ["tests/framework/speculation/test_depth.py"],
@@ -313,7 +316,7 @@ TESTS: dict[str, list[str]] = {
     **dict.fromkeys((_ACCEPTANCE, _HEAD, _CHAIN, _CHAIN_GRAPHS, _DRAFT_CACHE, _STEP_ROWS), _DRAFT_TESTS),
     _SUFFIX: ["tests/framework/speculation/test_suffix.py"],
     _DECODER: ["tests/framework/models/drafts/test_shipped.py", "tests/distributed/test_tokens.py", *_COGVLM_TESTS],
-    **dict.fromkeys((_NATIVE, _ROPE), _CONFIG_TESTS),
+    **dict.fromkeys((_NATIVE, _ROPE, _GEMMA_FAMILY), _CONFIG_TESTS),
     **{f"{_FAMILIES}{name}.py": _CONFIG_TESTS for name in ("cohere", "deepseek", "falcon", "internlm")},
     f"{_FAMILIES}llama.py": [*_CONFIG_TESTS, "tests/framework/models/pooling/test_gritlm.py"],
     **{file: ["tests/framework/models/test_loading.py", _TIED_TESTS, *_SHARDED_TESTS] for file in (_WEIGHTS, _TENSOR_FILES)},
@@ -371,6 +374,7 @@ TESTS: dict[str, list[str]] = {
     _IMAGE_MIRROR: ["tests/framework/multimodal/test_without_device.py", _ENCODER_COST_TESTS, _IMAGE_COST_TESTS],
     _SIZED_FILE: ["tests/framework/multimodal/test_sized.py"],
     _TOWERS_FILE: ["tests/framework/executor/test_towers.py"],
+    _BODIES: ["tests/framework/server/test_images.py"],
     _PICTURES_FILE: ["tests/experiments/test_image_workloads.py"],
     _SERVE_JOB: ["tests/experiments/test_simulated_serving.py"],
     **dict.fromkeys((_TIMERS, _SIMULATED, _SIMULATED_DEVICE, _RANKS), _SIMULATED_TESTS),
@@ -440,7 +444,7 @@ MUTANTS = [
     Mutant("stop strings do not end the request", _ENGINE, 'self.scheduler.finish(request, "stop", request.stop_reason)', "pass"),
     # Blocks.
     Mutant("a prefix hit of the whole prompt", _MANAGER, "limit = (request.num_tokens - 1) //", "limit = request.num_tokens //"),
-    Mutant("blocks of a prefix hit are not referenced", _MANAGER, "        self.pool.share(shared)\n", ""),
+    Mutant("blocks of a prefix hit are not referenced", _MANAGER, "        self.pool.share(hit.shared)\n", ""),
     Mutant("forks do not reference what they share", _MANAGER, "            self.pool.share(shared[group][:num_full])\n", ""),
     Mutant(
         "the partial block of a fork is not copied", _MANAGER, "copies.append((group, shared[group][num_full], own[0]))", "pass"
@@ -1219,14 +1223,20 @@ MUTANTS = [
     Mutant("a lost device is a broken prompt", _ENCODER_RUNNER, "if is_device_loss(error):", "if False:"),
     Mutant("decoders are scored without their encoder", _QUALITY, "if model.encoding is not None and", "if False and"),
     Mutant(
-        "whole prompts encode what the budget leaves",
-        _ENCODER_CACHE,
-        "if sum(new.values()) > self._left < self._budget:",
-        "if False:",
+        "whole prompts encode what the budget leaves", _ENCODER_CACHE, "if sum(new) > self._left < self._budget or not", "if not"
     ),
+    Mutant("whole prompts encode what there is no room for", _ENCODER_CACHE, " or not self._make_room(sum(new), own):", ":"),
+    Mutant("an image of a whole prompt makes room for another", _ENCODER_CACHE, "and key not in own and not", "and not"),
     Mutant("the budget cuts whole prompts", _ENCODER_CACHE, "is_too_much = self._chunked and ", "is_too_much = "),
     Mutant("whole prompts have any number of images", _ENCODER_CACHE, "if not self._chunked and (total", "if False and (total"),
-    Mutant("images of who waits are held", _SCHEDULER, "is not None and (chunked or count == missing)", "is not None"),
+    Mutant(
+        "images of who waits are encoded",
+        _SCHEDULER,
+        "if not manager.has_room(request, hit",
+        "if (not images or images.fit(request, start, count)) and not manager.has_room(request, hit",
+    ),
+    Mutant("Gemma 3 reads eight times as far", _GEMMA_FAMILY, "    scaled_positions=True,\n", ""),
+    Mutant("images that cannot be are drawn", _PICTURES_FILE, "                check_size(*size)\n", "                pass\n"),
     Mutant("chunks end within images", _ENCODER_CACHE, "(self._whole and end < image.end) or ", ""),
     Mutant("text goes on behind the shorter side", _ITEMS, "position += max(image.grid)", "position += min(image.grid)"),
     Mutant("users spell placeholders", _IMAGE_PROMPTS, "found[0][0] + BREAK + found[0][1:]", "found[0]"),
@@ -1325,7 +1335,12 @@ MUTANTS = [
     Mutant("blocks of an encoder grow", _IMAGE_MIRROR, "assert group not in self._cross, f", "assert True, f"),
     Mutant("windows see everything", _TOWERS_FILE, "min(side, end - i)", "side"),
     Mutant("a thumbnail is left out", _SIZED_FILE, "        count += count > 1\n", ""),
-    Mutant("images repeat as one", _PICTURES_FILE, "self._known[name] = self._sized(name)", "self._known[name] = self._sized(0)"),
+    Mutant("images repeat as one", _PICTURES_FILE, "self._known[name] = self._drawn(name,", "self._known[name] = self._drawn(0,"),
+    Mutant(
+        "a server is shown other images", _PICTURES_FILE, "picture(self._config.seed, name, *", "picture(self._config.seed, 0, *"
+    ),
+    Mutant("text before an image is sent again", _BODIES, "        start = image.start\n", ""),
+    Mutant("text behind images is left out", _BODIES, "return parts + _piece(ids[start:], tokenizer)", "return parts"),
     Mutant("two images for one", _IMAGE_PLACES, "if self._is_single and count > 1:", "if False:"),
     Mutant("texts begin behind images", _IMAGE_PROMPTS, "self._encode if self._model_type == COGVLM else encode", "encode"),
     Mutant(

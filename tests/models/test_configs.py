@@ -199,6 +199,15 @@ def test_command_r_reads_as_far_as_it_was_trained() -> None:
     assert read_model(ModelConfig("none", load_format="dummy", architecture=config)).max_model_len == 131072
 
 
+def test_gemma_3_counts_its_positions_as_they_are_stretched() -> None:
+    """Others count them as they were before. Its model card says 128K tokens."""
+    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "intermediate_size": 96, "num_attention_heads": 4, "vocab_size": 100}
+    scaling = {"rope_scaling": {"rope_type": "linear", "factor": 8.0}, "max_position_embeddings": 131072}
+    for model_type, longest in (("gemma3_text", 131072), ("llama", 8 * 131072)):
+        config = {**sizes, **scaling, "model_type": model_type}
+        assert read_model(ModelConfig("none", load_format="dummy", architecture=config)).max_model_len == longest
+
+
 OF_A_WRONG_KIND: tuple[tuple[str, str, Any, str], ...] = (
     ("falcon", "alibi", "false", "true or false"),
     ("falcon", "num_kv_heads", "8", "a positive whole number"),
