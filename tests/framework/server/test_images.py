@@ -183,6 +183,8 @@ def test_an_image_is_fetched_from_a_host_that_is_trusted(llava: tuple[HTTPServer
         ([part("file:///etc/passwd")], "must be a URL of the form data:image/"),
         ([part("data:image/png;base64,aGVsbG8=")], "no image that Pillow can open"),
         ([part(url(animated(), "GIF", save_all=True))], "2 pictures cannot work"),
+        ([part(url(picture(1), "TIFF"))], "formats: PNG, JPEG, WEBP, GIF, BMP"),
+        ([part(url(picture(1), "EPS").replace("eps", "png", 1))], "formats: PNG, JPEG, WEBP, GIF, BMP"),
         ([part(5)], "must be a URL"),
         ([part(url(picture(1)))] * 3, "3 images are more than the 2"),
         ([{"type": "video_url", "video_url": {"url": "data:"}}], "content of type 'video_url' is not supported"),
