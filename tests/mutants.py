@@ -1316,7 +1316,12 @@ MUTANTS = [
     ),
     Mutant("a tower holds the smallest image", _TOWERS_FILE, "return max((item if", "return min((item if"),
     Mutant("states that are kept take no room", _ENCODER_COST, "(2 + self.kept_states) * self", "2 * self"),
-    Mutant("images take no room beside steps", _SIMULATED, "max(of_step, encoders.activation_bytes(element))", "of_step"),
+    Mutant(
+        "images take no room beside steps",
+        _SIMULATED,
+        "max(self._placement.activations, encoders.activation_bytes(element))",
+        "self._placement.activations",
+    ),
     Mutant("padding of tiles is projected", _CALLS, "number.embeddings if self.embeddings", "sum(parts) if self.embeddings"),
     Mutant(
         "images that layers attend to need no embeddings",
@@ -1379,7 +1384,7 @@ MUTANTS = [
     Mutant("sites are public", f"{_SERVER}image_urls.py", "found.is_site_local)", "False)"),
     Mutant("white is below the image", _CROPS, "(0, (rows * SIDE - height) // 2)", "(0, 0)"),
     Mutant("images of a size are one", _IMAGE_PROMPTS, " + np.ascontiguousarray(value).tobytes()", ""),
-    Mutant("a prompt ends with text", _IMAGE_ROWS, "first < own.images[-1].end for", "first < own.images[-1].start for"),
+    Mutant("a prompt ends with text", _IMAGE_ROWS, "begin < own.images[-1].end else", "begin < own.images[-1].start else"),
     Mutant("pairs turn by time alone", _ANGLES, "positions[self.axes].T", "positions[self.axes * 0].T"),
     Mutant("hosts lead to private addresses", f"{_SERVER}image_urls.py", "if not is_public(address)]:", "if False]:"),
     Mutant("hosts lead elsewhere", f"{_SERVER}image_urls.py", "if response.status != 200:", "if response.status >= 400:"),
