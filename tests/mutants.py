@@ -34,6 +34,7 @@ _SIZED_FILE = "framework/multimodal/sized.py"
 _TOWERS_FILE = "framework/executor/towers.py"
 _ENCODER_COST = "framework/executor/encoders.py"
 _COST_MODEL = "framework/executor/cost_model.py"
+_BODIES = "framework/study/load/bodies.py"
 _PICTURES_FILE = "framework/study/workload/pictures.py"
 _IMAGE_ROWS = "framework/worker/images.py"
 _TOWER = "framework/models/tower.py"
@@ -134,6 +135,9 @@ _LOCAL_EXECUTOR = "framework/worker/local_executor.py"
 _DENOISING = "framework/engine/diffusion.py"
 _RUN_AHEAD = "framework/engine/run_ahead.py"
 _ATTENTION_ROWS = "framework/engine/attention_rows.py"
+_DRY_RUN = "framework/models/dry_run.py"
+_PLACED_LIBRARY = "framework/executor/library_model.py"
+_LIBRARY_TESTS = "tests/framework/executor/test_library_models.py"
 _PSEUDO = "framework/executor/pseudo.py"
 _CANVAS_MIRROR = "framework/executor/canvas_mirror.py"
 _CALLS = "framework/executor/calls.py"
@@ -199,8 +203,10 @@ _QUANTIZATION_TESTS = ["tests/framework/models/quantization", "tests/framework/m
 _CONFIG_TESTS = ["tests/models/test_configs.py"]
 _CALIBRATION_TESTS = ["tests/framework/executor/test_calibration.py"]
 _ENCODER_COST_TESTS = "tests/framework/executor/test_encoder_decoders.py"
+_TOWER_COST_TESTS = "tests/framework/executor/test_towers.py"
 _IMAGE_COST_TESTS = "tests/framework/executor/test_images.py"
 _SIMULATED_TESTS = [
+    "tests/framework/executor/test_library_models.py",
     _ENCODER_COST_TESTS,
     _IMAGE_COST_TESTS,
     "tests/framework/multimodal/test_without_device.py",
@@ -300,9 +306,10 @@ TESTS: dict[str, list[str]] = {
     _PENALTIES: ["tests/framework/worker/test_bad_words.py", *_TOKEN_TESTS, *_DRAFT_TESTS, _ENCODING_TESTS, _MLLAMA_TESTS],
     _CACHE_MEMORY: [*_STATE_TESTS, *_CANVAS_TESTS],
     **dict.fromkeys((_RUN_AHEAD, _PSEUDO, _CANVAS_MIRROR), _CANVAS_TESTS),
-    _ATTENTION_ROWS: [*_CANVAS_TESTS, _MLLAMA_TESTS],
+    _ATTENTION_ROWS: [*_CANVAS_TESTS, _MLLAMA_TESTS, _LIBRARY_TESTS],
+    **{key: [_LIBRARY_TESTS] for key in (_DRY_RUN, _PLACED_LIBRARY)},
     _CALLS: [*_CANVAS_TESTS, _ENCODER_COST_TESTS, _IMAGE_COST_TESTS],
-    _ENCODER_COST: ["tests/framework/executor/test_encoders.py", _ENCODER_COST_TESTS],
+    _ENCODER_COST: [_TOWER_COST_TESTS, "tests/framework/executor/test_encoders.py", _ENCODER_COST_TESTS],
     _COST_MODEL: [_ENCODER_COST_TESTS, _IMAGE_COST_TESTS],
     **{key: [_SOUND_TESTS, _MLLAMA_TESTS] for key in (_SPEECH, _SOUND)},
     _ENCODING: [_IMAGE_COST_TESTS, _SOUND_TESTS, _MLLAMA_TESTS],
@@ -372,8 +379,9 @@ TESTS: dict[str, list[str]] = {
     _QUALITY: ["tests/framework/worker/test_teacher_forcing.py"],
     _IMAGE_MIRROR: ["tests/framework/multimodal/test_without_device.py", _ENCODER_COST_TESTS, _IMAGE_COST_TESTS],
     _SIZED_FILE: ["tests/framework/multimodal/test_sized.py"],
-    _TOWERS_FILE: ["tests/framework/executor/test_towers.py"],
-    _PICTURES_FILE: ["tests/experiments/test_image_workloads.py"],
+    _TOWERS_FILE: [_TOWER_COST_TESTS],
+    _BODIES: ["tests/framework/server/test_images.py"],
+    _PICTURES_FILE: ["tests/framework/study/test_pictures.py", "tests/experiments/test_image_workloads.py"],
     _SERVE_JOB: ["tests/experiments/test_simulated_serving.py"],
     **dict.fromkeys((_TIMERS, _SIMULATED, _SIMULATED_DEVICE, _RANKS), _SIMULATED_TESTS),
     **dict.fromkeys((_CALIBRATION, _OPERATORS, _OPERATOR_MODEL, _PHYSICS, _KRIGING), _CALIBRATION_TESTS),
@@ -1234,6 +1242,14 @@ MUTANTS = [
         "if (not images or images.fit(request, start, count)) and not manager.has_room(request, hit",
     ),
     Mutant("Gemma 3 reads eight times as far", _GEMMA_FAMILY, "    scaled_positions=True,\n", ""),
+    Mutant("layers of other towers see all", _TOWERS_FILE, "sum(layer not in vision.fullatt_block_indexes for", "sum(True for"),
+    Mutant(
+        "drawn tokens stand for images", _PICTURES_FILE, "[other if token in taken else token for token in prompt]", "[*prompt]"
+    ),
+    Mutant("images stand before what all share", _PICTURES_FILE, "index), min(first, num_tokens)", "index), 0"),
+    Mutant("images of other requests come again", _PICTURES_FILE, "index * config.num_images + nth", "index + nth"),
+    Mutant("images of other seeds are the same", _PICTURES_FILE, 'f"{self._config.seed} {name}".encode()', 'f"{name}".encode()'),
+    Mutant("all images have one size", _PICTURES_FILE, "rng.integers(least_width, most_width + 1)", "least_width"),
     Mutant("images that cannot be are drawn", _PICTURES_FILE, "                check_size(*size)\n", "                pass\n"),
     Mutant("chunks end within images", _ENCODER_CACHE, "(self._whole and end < image.end) or ", ""),
     Mutant("text goes on behind the shorter side", _ITEMS, "position += max(image.grid)", "position += min(image.grid)"),
@@ -1300,6 +1316,20 @@ MUTANTS = [
     Mutant("norms before visual experts quantize", _CALLS, "if quantizes and not self._has_experts", "if quantizes"),
     Mutant("queries of images are not normalized", _CALLS, 'if "cross_q_norm" in a.family.names:', "if False:"),
     Mutant("keys of images are not normalized", _CALLS, 'if "cross_k_norm" in a.family.names:', "if False:"),
+    Mutant(
+        "grids of tiles have other numbers",
+        _VISION,
+        "for grid in tower.supported_aspect_ratios] != grids:",
+        "for grid in tower.supported_aspect_ratios] != grids and False:",
+    ),
+    Mutant("a tower holds the smallest image", _TOWERS_FILE, "return max((item if", "return min((item if"),
+    Mutant("states that are kept take no room", _ENCODER_COST, "(2 + self.kept_states) * self", "2 * self"),
+    Mutant(
+        "images take no room beside steps",
+        _SIMULATED,
+        "max(self._placement.activations, encoders.activation_bytes(element))",
+        "self._placement.activations",
+    ),
     Mutant("padding of tiles is projected", _CALLS, "number.embeddings if self.embeddings", "sum(parts) if self.embeddings"),
     Mutant(
         "images that layers attend to need no embeddings",
@@ -1333,7 +1363,12 @@ MUTANTS = [
     Mutant("blocks of an encoder grow", _IMAGE_MIRROR, "assert group not in self._cross, f", "assert True, f"),
     Mutant("windows see everything", _TOWERS_FILE, "min(side, end - i)", "side"),
     Mutant("a thumbnail is left out", _SIZED_FILE, "        count += count > 1\n", ""),
-    Mutant("images repeat as one", _PICTURES_FILE, "self._known[name] = self._sized(name)", "self._known[name] = self._sized(0)"),
+    Mutant("images repeat as one", _PICTURES_FILE, "self._known[name] = self._drawn(name,", "self._known[name] = self._drawn(0,"),
+    Mutant(
+        "a server is shown other images", _PICTURES_FILE, "picture(self._config.seed, name, *", "picture(self._config.seed, 0, *"
+    ),
+    Mutant("text before an image is sent again", _BODIES, "        start = image.start\n", ""),
+    Mutant("text behind images is left out", _BODIES, "return parts + _piece(ids[start:], tokenizer)", "return parts"),
     Mutant("two images for one", _IMAGE_PLACES, "if self._is_single and count > 1:", "if False:"),
     Mutant("texts begin behind images", _IMAGE_PROMPTS, "self._encode if self._model_type == COGVLM else encode", "encode"),
     Mutant(
@@ -1357,7 +1392,7 @@ MUTANTS = [
     Mutant("sites are public", f"{_SERVER}image_urls.py", "found.is_site_local)", "False)"),
     Mutant("white is below the image", _CROPS, "(0, (rows * SIDE - height) // 2)", "(0, 0)"),
     Mutant("images of a size are one", _IMAGE_PROMPTS, " + np.ascontiguousarray(value).tobytes()", ""),
-    Mutant("a prompt ends with text", _IMAGE_ROWS, "first < own.images[-1].end for", "first < own.images[-1].start for"),
+    Mutant("a prompt ends with text", _IMAGE_ROWS, "begin < own.images[-1].end else", "begin < own.images[-1].start else"),
     Mutant("pairs turn by time alone", _ANGLES, "positions[self.axes].T", "positions[self.axes * 0].T"),
     Mutant("hosts lead to private addresses", f"{_SERVER}image_urls.py", "if not is_public(address)]:", "if False]:"),
     Mutant("hosts lead elsewhere", f"{_SERVER}image_urls.py", "if response.status != 200:", "if response.status >= 400:"),
@@ -1903,7 +1938,16 @@ MUTANTS = [
         "        pass\n",
     ),
     Mutant("all passes are drawn alike", _CANVASES, "<< _PASS_BITS", "& 0"),
-    Mutant("a window is narrower for canvases", _CANVASES, "- (window - 1), 0)", "- window + 2, 0)"),
+    Mutant("a window is narrower for canvases", _ATTENTION_ROWS, "- (window - 1), 0)", "- window + 2, 0)"),
+    Mutant("simulated canvases attend once", _PLACED_LIBRARY, "if layer.canvases:", "if False:"),
+    Mutant("simulated canvases see beyond windows", _PLACED_LIBRARY, "windowed=layer.spec.window is not None", "windowed=False"),
+    Mutant("what canvases see in windows is copied for nothing", _SIMULATED, "if (seen < ends).any():", "if False:"),
+    Mutant("gathers read all of their tables", _DRY_RUN, "read[0] = written[0]", "pass"),
+    Mutant("scatters write all of their tables", _DRY_RUN, "read, written = read[1:], read[-1:]", "pass"),
+    Mutant("the library's experts take no time", _DRY_RUN, "module.register_forward_pre_hook(self._experts)", "pass"),
+    Mutant("views take time", _DRY_RUN, "func.is_view or packet", "packet"),
+    Mutant("logits take no time", _DRY_RUN, "both - tokens, taken", "Counter(), taken"),
+    Mutant("tied weights are held twice", _DRY_RUN, "self.storages[storage._cdata]", "self.storages[id(weight)]"),
     Mutant("canvases see all in every layer", _CANVASES, "if not first.any():", "if True:"),
     Mutant("canvases have the factors of known tokens", _DIFFUSION_GEMMA, "redrawn.expand(", "known.expand("),
     Mutant(

@@ -51,7 +51,8 @@ class Drafting:
             whole, model = native(model, config), replace(model, quantization=None)
             found = replace(whole, layers=whole.layers[-1:])
             stage = Stage(range(1), first=False)
-        self.model, self.placed = model, Placement(model, found, replace(config, quant=QuantConfig()), [stage], timers)
+        unquantized = replace(config, quant=QuantConfig())
+        self.model, self.placed = model, Placement.of_native(model, found, unquantized, [stage], timers)
 
     @property
     def stage_costs(self) -> Sequence[StageCost]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -122,6 +122,12 @@ def read_vision(config: ModelConfig, found: Mapping[str, Any], folder: Path | No
                 f"the model's config.json (or model.architecture) has vision_config.intermediate_layers_indices={taken}, expected "
                 f"numbers from 0 to num_hidden_layers={tower.num_hidden_layers}"
             )
+        grids = [list(grid) for grid in tile_grids(tower.max_num_tiles)]
+        if [list(grid) for grid in tower.supported_aspect_ratios] != grids:  # its embeddings are by their numbers
+            raise ValueError(
+                f"the model's config.json (or model.architecture) has vision_config.supported_aspect_ratios="
+                f"{tower.supported_aspect_ratios}, but processors number those of max_num_tiles={tower.max_num_tiles} so: {grids}"
+            )
         tile = (tower.image_size // tower.patch_size) ** 2 + 1
         return merged, Vision(model_type, theirs.image_token_id, theirs.image_token_id, tile=tile, max_tiles=tower.max_num_tiles)
     _check_tower(model_type, theirs)
@@ -163,6 +169,11 @@ def _check_tower(model_type: str, theirs: Any) -> None:
 
 def _is_size(pair: object, least: int) -> bool:
     return isinstance(pair, list | tuple) and len(pair) == 2 and all(type(side) is int and side >= least for side in pair)
+
+
+def tile_grids(most: int) -> Iterator[tuple[int, int]]:
+    """All of at most so many tiles, in the order in which processors number them."""
+    return ((first, second) for first in range(1, most + 1) for second in range(1, most // first + 1))
 
 
 def _given(config: ModelConfig, text: Mapping[str, Any]) -> dict[str, Any]:

@@ -203,7 +203,7 @@ def collect_requests(folder: str | Path, runs: pd.DataFrame) -> pd.DataFrame:
             try:
                 found = pd.read_csv(path, usecols=lambda name: name in REQUEST_COLUMNS, low_memory=False)
                 found[[name for name in REQUEST_COLUMNS if name not in _LATER_COLUMNS]]  # whatever else a version writes
-                numbers = [name for name in found if name not in _TEXTS]
+                numbers = found.columns.difference(list(_TEXTS), sort=False)
                 found[numbers] = found[numbers].apply(pd.to_numeric)
                 tables.append(found.reindex(columns=REQUEST_COLUMNS).assign(run=run))
             except (ValueError, KeyError) as error:

@@ -111,6 +111,18 @@ def test_shapes_have_the_published_number_of_parameters(name: str) -> None:
     assert sum(numbers) == PUBLISHED[name]
 
 
+def test_the_shape_of_qwen3_5_is_that_of_the_librarys_config() -> None:
+    """Whose defaults are this model's but for what it was trained to read; its name says how many parameters there are."""
+    given = yaml.safe_load((CONF / "qwen3.5-35b-a3b.yaml").read_text())["architecture"]
+    theirs = AutoConfig.for_model("qwen3_5_moe_text").to_dict()
+    others = {"dtype", "max_position_embeddings", "eos_token_id"}
+    assert {name for name, value in given.items() if name in theirs and theirs[name] != value} == others
+    found, reason = read_native(given)
+    assert found is not None, reason
+    assert [replace(layer, rope=None) for layer in found.layers] == native(theirs)["layers"]
+    assert round(sum(math.prod(part.shape) for part in all_parts(found)) / 1e9) == 35
+
+
 REFUSED = {
     "its attention is not causal": {"model_type": "gemma", "use_bidirectional_attention": True},
     "part of an encoder-decoder": {"model_type": "gpt_bigcode", "add_cross_attention": True},

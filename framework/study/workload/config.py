@@ -54,7 +54,8 @@ class WorkloadConfig:
     lora_folder     adapters of peft, in folders 1, 2, ... below it; None = they are made up at random, with lora_rank, on all
                     linear layers that there can be adapters of
 
-    num_images      images in each prompt, on top of its tokens: each before all that is its own, behind it, or somewhere within
+    num_images      images in each prompt, on top of its tokens: each before all that is its own, behind it, or somewhere within;
+                    over HTTP of a chat
     image_width, image_height, image_spread    sides are uniform in mean * [1 - spread, 1 + spread], in pixels
     num_distinct_images    each image is one of so many, by chance, so that some come again; None = no two are the same
 
