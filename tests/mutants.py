@@ -1250,7 +1250,9 @@ MUTANTS = [
     Mutant("images of other requests come again", _PICTURES_FILE, "index * config.num_images + nth", "index + nth"),
     Mutant("images of other seeds are the same", _PICTURES_FILE, 'f"{self._config.seed} {name}".encode()', 'f"{name}".encode()'),
     Mutant("all images have one size", _PICTURES_FILE, "rng.integers(least_width, most_width + 1)", "least_width"),
-    Mutant("images that cannot be are drawn", _PICTURES_FILE, "                check_size(*size)\n", "                pass\n"),
+    Mutant(
+        "images that cannot be are drawn", _PICTURES_FILE, "                check_size(width, height)\n", "                pass\n"
+    ),
     Mutant("chunks end within images", _ENCODER_CACHE, "(self._whole and end < image.end) or ", ""),
     Mutant("text goes on behind the shorter side", _ITEMS, "position += max(image.grid)", "position += min(image.grid)"),
     Mutant("users spell placeholders", _IMAGE_PROMPTS, "found[0][0] + BREAK + found[0][1:]", "found[0]"),
