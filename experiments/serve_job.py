@@ -20,6 +20,7 @@ from framework import __version__
 from framework.build import build_replicas, freeze_garbage, input_processor
 from framework.engine.inputs import InputProcessor
 from framework.engine.kv_cache.spec import token_bytes
+from framework.engine.metrics import EngineInfo
 from framework.engine.router import ROUTERS
 from framework.executor.kinds import EXECUTORS
 from framework.models.read import read_model
@@ -65,9 +66,7 @@ def _serve_with_engine(config: ServeConfig) -> Served:
         record = run_workload(engines, workload, ROUTERS[config.router](config.seed), progress=True)
     report = engine.plan_report()
     wall_s = f"{time.perf_counter() - start:.1f}"  # which under a virtual clock is no metric
-    cache, steps = engine.config.cache, str(engine.in_flight_steps)
-    settled = {"block_size": str(cache.block_size), "in_flight_steps": steps, "wall_s": wall_s}
-    settled["prefix_caching"] = "on" if cache.prefix_caching else "off"
+    settled = {**_settled(engine.info()), "wall_s": wall_s}
     for each in engines:
         each.shutdown()
     further = {**start_costs, "num_late_compilations": len(compiled)} | (shares.metrics() if shares is not None else {})
@@ -92,11 +91,16 @@ def _serve_with_processes(config: ServeConfig) -> Served:
             record = run_workload([engine], workload, progress=True)
         record.num_engines = config.parallel.dp
         report = engine.plan_report()
-        settled = {"block_size": str(info.block_size), "in_flight_steps": str(info.in_flight_steps)}
-        settled["wall_s"] = f"{time.perf_counter() - start:.1f}"
+        settled = {**_settled(info), "wall_s": f"{time.perf_counter() - start:.1f}"}
     finally:
         engine.shutdown()
     return Served(record, report, {"version": __version__, **settled}, start_costs, load)
+
+
+def _settled(info: EngineInfo) -> dict[str, str]:
+    """What the engine decided where the config leaves it open."""
+    shares = "on" if info.prefix_caching else "off"
+    return {"block_size": str(info.block_size), "in_flight_steps": str(info.in_flight_steps), "prefix_caching": shares}
 
 
 def _serve_with_library(config: ServeConfig) -> Served:

@@ -121,7 +121,9 @@ class CacheConfig:
     prefix_caching    reuse the blocks of equal prefixes; None = yes, where the model allows it: one whose layers keep states does
                       with state_snapshots, one of block diffusion where blocks hold whole canvases
     state_snapshots   of such a model: prefixes whose states are kept beside those of the requests that run. Prompts are cut where
-                      that may be of use, so that their last tokens take a step of their own; 0 = none
+                      that may be of use, so that their last tokens take a step of their own; 0 = none. With 1, prompts that
+                      go on from a whole prompt find its states, those that share a beginning do not: the least
+                      recently used go first, and those after the beginning come before those after the prompt
     check_invariants  verify the manager's books after every operation (slow)
     """
 
@@ -337,9 +339,8 @@ class EngineConfig:
             expected = "0 or more" if kind == "image" else "0, or left out: image is the only kind"
             require(is_possible, f"model.limit_mm_per_prompt.{kind}", most, expected)
         require(c.block_size >= 0, "cache.block_size", c.block_size, "0 (automatic) or a positive number")
-        require(
-            c.num_blocks is None or c.num_blocks >= 2, "cache.num_blocks", c.num_blocks, "at least 2 (block 0 is the null block)"
-        )
+        expected = "at least 2 (block 0 is the null block) and at most 2^24, or null"
+        require(c.num_blocks is None or 2 <= c.num_blocks <= 1 << 24, "cache.num_blocks", c.num_blocks, expected)
         q = self.quant
         require(q.group_size == -1 or q.group_size > 0, "quant.group_size", q.group_size, "-1 (whole rows) or a positive number")
         require(q.num_samples > 0, "quant.num_samples", q.num_samples, "a positive number")
@@ -351,7 +352,7 @@ class EngineConfig:
             (s.chunked_prefill, "scheduler.chunked_prefill"),
         ):
             require(able or not c.state_snapshots, "cache.state_snapshots", c.state_snapshots, f"0 with {what}=false")
-        require(s.max_num_seqs > 0, "scheduler.max_num_seqs", s.max_num_seqs, "a positive number")
+        require(0 < s.max_num_seqs <= 1 << 20, "scheduler.max_num_seqs", s.max_num_seqs, "from 1 to 2^20")
         require(s.max_num_batched_tokens > 0, "scheduler.max_num_batched_tokens", s.max_num_batched_tokens, "a positive number")
         require(s.max_chunk_tokens >= 0, "scheduler.max_chunk_tokens", s.max_chunk_tokens, "0 (no limit) or more")
         require(s.in_flight_steps >= 0, "scheduler.in_flight_steps", s.in_flight_steps, "0 (automatic) or more")

@@ -34,6 +34,7 @@ _SIZED_FILE = "framework/multimodal/sized.py"
 _TOWERS_FILE = "framework/executor/towers.py"
 _ENCODER_COST = "framework/executor/encoders.py"
 _COST_MODEL = "framework/executor/cost_model.py"
+_BODIES = "framework/study/load/bodies.py"
 _PICTURES_FILE = "framework/study/workload/pictures.py"
 _IMAGE_ROWS = "framework/worker/images.py"
 _TOWER = "framework/models/tower.py"
@@ -45,6 +46,7 @@ _COGVLM_TOWER = "framework/models/cogvlm_tower.py"
 _VISUAL_EXPERTS = "framework/models/layers/visual_experts.py"
 _VISION = "framework/models/vision.py"
 _MODEL_LOAD = "framework/models/load.py"
+_LAYER_BINDER = "framework/models/binding/layer.py"
 _ANGLES = "framework/models/layers/angles.py"
 _CATALOG = "framework/models/catalog.py"
 _HUB = "framework/models/hub.py"
@@ -153,6 +155,7 @@ _NATIVE = "framework/models/native.py"
 _WEIGHTS = "framework/models/weights.py"
 _TENSOR_FILES = "framework/models/tensor_files.py"
 _ROPE = "framework/models/rope.py"
+_GEMMA_FAMILY = "framework/models/families/gemma.py"
 _FAMILIES = "framework/models/families/"
 _CACHE_MEMORY = "framework/engine/kv_cache/memory.py"
 _MIXERS = "framework/models/layers/mixers.py"
@@ -160,6 +163,7 @@ _ATTENTION = "framework/models/layers/attention.py"
 _BINDER = "framework/models/binding/binder.py"
 _VERIFY_DRAFT = "triton_kernels/impls/verify_draft/torch.py"
 _REPEATING = "experiments/repeating.py"
+_SERVE_JOB = "experiments/serve_job.py"
 _SWEEP_FOLDER = "experiments/sweep_folder.py"
 
 
@@ -232,6 +236,7 @@ _LORA_TESTS = ["tests/framework/worker/test_lora.py"]
 _IMAGE_TESTS = ["tests/framework/multimodal"]
 _PIPELINE_TESTS = ["tests/framework/models/image_generation", "tests/framework/test_image_pipeline.py"]
 _INTERNVL_TESTS = ["tests/framework/multimodal/test_internvl_chat.py"]
+_TIED_TESTS = "tests/framework/models/test_tied.py"
 _COGVLM_TESTS = ["tests/framework/multimodal/test_cogvlm.py"]
 _PHI3_TESTS = ["tests/framework/multimodal/test_phi3_v.py"]
 _STATE_TESTS = ["tests/framework/worker/test_states.py"]
@@ -259,11 +264,12 @@ TESTS: dict[str, list[str]] = {
     **dict.fromkeys(
         (_IMAGE_PIPELINE, *(f"{_IMAGE_GENERATION}{name}.py" for name in ("index", "attention", "load"))), _PIPELINE_TESTS
     ),
-    **{key: [_MLLAMA_TESTS] for key in (_ENCODED_ROWS, _IMAGE_ENCODER, _BINDER)},
+    **{key: [_MLLAMA_TESTS] for key in (_ENCODED_ROWS, _IMAGE_ENCODER)},
     _ENCODER_RUNNER: [_MLLAMA_TESTS, _FAILING_STEPS],
     **dict.fromkeys((_TOWER, _TILES), _INTERNVL_TESTS),
     **dict.fromkeys((_PHI3_TOWER, _CROPS), _PHI3_TESTS),
-    **dict.fromkeys((_SQUARES, _COGVLM_TOWER, _VISUAL_EXPERTS, _MODEL_LOAD), _COGVLM_TESTS),
+    **dict.fromkeys((_SQUARES, _COGVLM_TOWER, _VISUAL_EXPERTS), _COGVLM_TESTS),
+    _MODEL_LOAD: [*_COGVLM_TESTS, _TIED_TESTS, "tests/framework/models/pooling/test_decoders.py"],
     _VISION: [*_COGVLM_TESTS, _MLLAMA_TESTS],
     _CATALOG: ["tests/framework/cli/test_models.py"],
     _HUB: ["tests/framework/models/test_loading.py", "tests/framework/models/pooling/test_sentence_transformers.py"],
@@ -277,6 +283,7 @@ TESTS: dict[str, list[str]] = {
         *_DRAFT_TESTS,
         _MLLAMA_TESTS,
         "tests/framework/multimodal/test_serving.py",
+        "tests/framework/multimodal/test_without_device.py",
         _FAILING_STEPS,
     ],
     _DEPTH: ["tests/framework/speculation/test_depth.py"],
@@ -310,13 +317,11 @@ TESTS: dict[str, list[str]] = {
     **dict.fromkeys((_ACCEPTANCE, _HEAD, _CHAIN, _CHAIN_GRAPHS, _DRAFT_CACHE, _STEP_ROWS), _DRAFT_TESTS),
     _SUFFIX: ["tests/framework/speculation/test_suffix.py"],
     _DECODER: ["tests/framework/models/drafts/test_shipped.py", "tests/distributed/test_tokens.py", *_COGVLM_TESTS],
-    **dict.fromkeys((_NATIVE, _ROPE), _CONFIG_TESTS),
+    **dict.fromkeys((_NATIVE, _ROPE, _GEMMA_FAMILY), _CONFIG_TESTS),
     **{f"{_FAMILIES}{name}.py": _CONFIG_TESTS for name in ("cohere", "deepseek", "falcon", "internlm")},
     f"{_FAMILIES}llama.py": [*_CONFIG_TESTS, "tests/framework/models/pooling/test_gritlm.py"],
-    **{file: ["tests/framework/models/test_loading.py", *_SHARDED_TESTS] for file in (_WEIGHTS, _TENSOR_FILES)},
-    **dict.fromkeys(
-        (_PARTS, f"{_BINDING}binder.py", *(f"{_QUANTIZATION}{name}.py" for name in ("shares", "scheme"))), _SHARDED_TESTS
-    ),
+    **{file: ["tests/framework/models/test_loading.py", _TIED_TESTS, *_SHARDED_TESTS] for file in (_WEIGHTS, _TENSOR_FILES)},
+    **dict.fromkeys((_PARTS, *(f"{_QUANTIZATION}{name}.py" for name in ("shares", "scheme"))), _SHARDED_TESTS),
     **dict.fromkeys(
         (
             _RANK,
@@ -338,7 +343,8 @@ TESTS: dict[str, list[str]] = {
         _DISTRIBUTED_TESTS,
     ),
     f"{_BINDING}checks.py": ["tests/distributed/test_tokens.py", *_LOCKSTEP_TESTS],
-    f"{_BINDING}layer.py": ["tests/distributed/test_tokens.py"],
+    _BINDER: [*_SHARDED_TESTS, _MLLAMA_TESTS],
+    _LAYER_BINDER: ["tests/distributed/test_tokens.py", *_COGVLM_TESTS],
     f"{_BINDING}attention.py": [*_SHARDED_TESTS, "tests/models/test_families.py::test_logits[None-falcon-rw-twenty]"],
     **dict.fromkeys((_EXPERT_MAP, _EXPERT_BALANCER, _EXPERTS, f"{_BINDING}experts.py"), _EXPERT_TESTS),
     **dict.fromkeys((_LOCKSTEP, *(f"{_DISTRIBUTED}{name}.py" for name in ("lockstep", "experts"))), _LOCKSTEP_TESTS),
@@ -369,7 +375,9 @@ TESTS: dict[str, list[str]] = {
     _IMAGE_MIRROR: ["tests/framework/multimodal/test_without_device.py", _ENCODER_COST_TESTS, _IMAGE_COST_TESTS],
     _SIZED_FILE: ["tests/framework/multimodal/test_sized.py"],
     _TOWERS_FILE: [_TOWER_COST_TESTS],
+    _BODIES: ["tests/framework/server/test_images.py"],
     _PICTURES_FILE: ["tests/experiments/test_image_workloads.py"],
+    _SERVE_JOB: ["tests/experiments/test_simulated_serving.py"],
     **dict.fromkeys((_TIMERS, _SIMULATED, _SIMULATED_DEVICE, _RANKS), _SIMULATED_TESTS),
     **dict.fromkeys((_CALIBRATION, _OPERATORS, _OPERATOR_MODEL, _PHYSICS, _KRIGING), _CALIBRATION_TESTS),
     _FITTING: ["tests/framework/study/test_calibration_fits.py"],
@@ -437,7 +445,7 @@ MUTANTS = [
     Mutant("stop strings do not end the request", _ENGINE, 'self.scheduler.finish(request, "stop", request.stop_reason)', "pass"),
     # Blocks.
     Mutant("a prefix hit of the whole prompt", _MANAGER, "limit = (request.num_tokens - 1) //", "limit = request.num_tokens //"),
-    Mutant("blocks of a prefix hit are not referenced", _MANAGER, "        self.pool.share(shared)\n", ""),
+    Mutant("blocks of a prefix hit are not referenced", _MANAGER, "        self.pool.share(hit.shared)\n", ""),
     Mutant("forks do not reference what they share", _MANAGER, "            self.pool.share(shared[group][:num_full])\n", ""),
     Mutant(
         "the partial block of a fork is not copied", _MANAGER, "copies.append((group, shared[group][num_full], own[0]))", "pass"
@@ -1216,17 +1224,25 @@ MUTANTS = [
     Mutant("a lost device is a broken prompt", _ENCODER_RUNNER, "if is_device_loss(error):", "if False:"),
     Mutant("decoders are scored without their encoder", _QUALITY, "if model.encoding is not None and", "if False and"),
     Mutant(
-        "whole prompts encode what the budget leaves",
-        _ENCODER_CACHE,
-        "if sum(new.values()) > self._left < self._budget:",
-        "if False:",
+        "whole prompts encode what the budget leaves", _ENCODER_CACHE, "if sum(new) > self._left < self._budget or not", "if not"
     ),
+    Mutant("whole prompts encode what there is no room for", _ENCODER_CACHE, " or not self._make_room(sum(new), own):", ":"),
+    Mutant("an image of a whole prompt makes room for another", _ENCODER_CACHE, "and key not in own and not", "and not"),
     Mutant("the budget cuts whole prompts", _ENCODER_CACHE, "is_too_much = self._chunked and ", "is_too_much = "),
     Mutant("whole prompts have any number of images", _ENCODER_CACHE, "if not self._chunked and (total", "if False and (total"),
-    Mutant("images of who waits are held", _SCHEDULER, "is not None and (chunked or count == missing)", "is not None"),
+    Mutant(
+        "images of who waits are encoded",
+        _SCHEDULER,
+        "if not manager.has_room(request, hit",
+        "if (not images or images.fit(request, start, count)) and not manager.has_room(request, hit",
+    ),
+    Mutant("Gemma 3 reads eight times as far", _GEMMA_FAMILY, "    scaled_positions=True,\n", ""),
+    Mutant("images that cannot be are drawn", _PICTURES_FILE, "                check_size(*size)\n", "                pass\n"),
     Mutant("chunks end within images", _ENCODER_CACHE, "(self._whole and end < image.end) or ", ""),
     Mutant("text goes on behind the shorter side", _ITEMS, "position += max(image.grid)", "position += min(image.grid)"),
     Mutant("users spell placeholders", _IMAGE_PROMPTS, "found[0][0] + BREAK + found[0][1:]", "found[0]"),
+    Mutant("prompts without a beginning", _IMAGE_PROMPTS, "self._pattern.split(self._processor.begun(text))", "pieces"),
+    Mutant("prefixes are said to be shared", _SERVE_JOB, '"on" if info.prefix_caching else "off"', '"on"'),
     Mutant("every image is a hit", _ENCODER_CACHE, "self.num_hits += is_kept", "self.num_hits += 1"),
     Mutant("what passes by stays", _ENCODER_CACHE, "self._forgotten, list(self._passing)", "self._forgotten, []"),
     Mutant("attended images of any number", _ENCODER_CACHE, "sum(missing.values()) <= self._left or", "True or"),
@@ -1250,6 +1266,20 @@ MUTANTS = [
     ),
     Mutant("a step of an image alone", _VISUAL_EXPERTS, "if not len(tokens.language):", "if len(tokens.language):"),
     Mutant("adapters beside visual experts", _MODEL_LOAD, "info.vision is not None and info.vision.experts:", "False:"),
+    Mutant("visual experts read rounded outputs of norms", _LAYER_BINDER, ' and f"vision_{linear}" not in parts', ""),
+    Mutant(
+        "weights beside those of a tied model are passed over",
+        _MODEL_LOAD,
+        "if a.tied and (a.has_logits or",
+        "if False and (True or",
+    ),
+    Mutant(
+        "the answers of a tied model are not looked at",
+        _MODEL_LOAD,
+        "(info.pooling is not None and info.pooling.answer_tokens)",
+        "False",
+    ),
+    Mutant("of a tied model the first rows are compared", _WEIGHTS, "in range(0, num_rows, _COMPARED_ROWS)", "in range(1)"),
     Mutant("what is forgotten is there all the same", _IMAGE_MIRROR, "self._embeddings.pop(name, None)", "pass"),
     Mutant("a tower takes no time", _SIMULATED, "[self._tower.item(image) for image in step.images]", "[]"),
     Mutant(
@@ -1315,7 +1345,12 @@ MUTANTS = [
     Mutant("blocks of an encoder grow", _IMAGE_MIRROR, "assert group not in self._cross, f", "assert True, f"),
     Mutant("windows see everything", _TOWERS_FILE, "min(side, end - i)", "side"),
     Mutant("a thumbnail is left out", _SIZED_FILE, "        count += count > 1\n", ""),
-    Mutant("images repeat as one", _PICTURES_FILE, "self._known[name] = self._sized(name)", "self._known[name] = self._sized(0)"),
+    Mutant("images repeat as one", _PICTURES_FILE, "self._known[name] = self._drawn(name,", "self._known[name] = self._drawn(0,"),
+    Mutant(
+        "a server is shown other images", _PICTURES_FILE, "picture(self._config.seed, name, *", "picture(self._config.seed, 0, *"
+    ),
+    Mutant("text before an image is sent again", _BODIES, "        start = image.start\n", ""),
+    Mutant("text behind images is left out", _BODIES, "return parts + _piece(ids[start:], tokenizer)", "return parts"),
     Mutant("two images for one", _IMAGE_PLACES, "if self._is_single and count > 1:", "if False:"),
     Mutant("texts begin behind images", _IMAGE_PROMPTS, "self._encode if self._model_type == COGVLM else encode", "encode"),
     Mutant(
@@ -1339,7 +1374,7 @@ MUTANTS = [
     Mutant("sites are public", f"{_SERVER}image_urls.py", "found.is_site_local)", "False)"),
     Mutant("white is below the image", _CROPS, "(0, (rows * SIDE - height) // 2)", "(0, 0)"),
     Mutant("images of a size are one", _IMAGE_PROMPTS, " + np.ascontiguousarray(value).tobytes()", ""),
-    Mutant("a prompt ends with text", _IMAGE_ROWS, "first < own.images[-1].end for", "first < own.images[-1].start for"),
+    Mutant("a prompt ends with text", _IMAGE_ROWS, "begin < own.images[-1].end else", "begin < own.images[-1].start else"),
     Mutant("pairs turn by time alone", _ANGLES, "positions[self.axes].T", "positions[self.axes * 0].T"),
     Mutant("hosts lead to private addresses", f"{_SERVER}image_urls.py", "if not is_public(address)]:", "if False]:"),
     Mutant("hosts lead elsewhere", f"{_SERVER}image_urls.py", "if response.status != 200:", "if response.status >= 400:"),
@@ -1391,7 +1426,7 @@ MUTANTS = [
     Mutant("KV heads go round the ranks", _PARTS, "rank.rank // copies * count", "rank.rank % (rank.size // copies) * count"),
     Mutant("all ranks have the first experts", _PARTS, "start = rank.rank * count if count < total else 0", "start = 0"),
     Mutant("every rank adds the bias", _LINEAR, '{**part.tensors, "bias": None}, params=', "part.tensors, params="),
-    Mutant("every rank embeds the first words", f"{_BINDING}binder.py", '{"vocab_start": start}', '{"vocab_start": 0}'),
+    Mutant("every rank embeds the first words", _BINDER, '{"vocab_start": start}', '{"vocab_start": 0}'),
     Mutant(
         "every rank has the slopes of the first",
         f"{_BINDING}attention.py",
@@ -1794,7 +1829,7 @@ MUTANTS = [
     ),
     Mutant("collectives that nobody calls are passed over", f"{_BINDING}checks.py", "plan.check_named({op", "print({op"),
     Mutant("products of ranks are not checked", f"{_BINDING}checks.py", "type(scheme) is Unquantized:", "False:"),
-    Mutant("ranks sum up twice", f"{_BINDING}layer.py", "                summed.reduce = None\n", ""),
+    Mutant("ranks sum up twice", _LAYER_BINDER, "                summed.reduce = None\n", ""),
     Mutant("a sum that is left to a norm is not checked", f"{_BINDING}checks.py", "if whole.norms_sums:", "if False:"),
     Mutant("the exchange of experts is not checked", f"{_BINDING}checks.py", "if parallel.ep.size > tp.size:", "if False:"),
     Mutant(

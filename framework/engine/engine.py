@@ -249,6 +249,7 @@ class Engine(AdapterMethods):
             executor.weight_bytes,
             executor.groups,
             self.in_flight_steps,
+            bool(self.config.cache.prefix_caching),
         )
 
     def stats(self) -> EngineStats:

@@ -77,7 +77,8 @@ class DraftCounts:
 
 @dataclass(frozen=True)
 class EngineInfo:
-    """What an engine was built as; it does not change. Sizes and groups as ``Executor`` has them, steps in flight as ``Engine``."""
+    """What an engine was built as; it does not change. Sizes and groups as ``Executor`` has them, steps in flight as ``Engine``,
+    whether prefixes are shared as it was settled."""
 
     max_model_len: int
     vocab_size: int
@@ -86,6 +87,7 @@ class EngineInfo:
     weight_bytes: int
     groups: tuple[CacheGroup, ...]
     in_flight_steps: int
+    prefix_caching: bool
 
 
 @dataclass

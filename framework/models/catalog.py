@@ -20,8 +20,6 @@ from .read import text_part
 from .transformers_model import refusal
 from .vision import IMAGE_TYPES
 
-_ATTEND_TO_IMAGES = ("mllama", "mllama_text_model")
-"""Types that only generate, as layers of theirs attend to images."""
 Path = Literal["native", "transformers", "diffusers", "refused"]
 
 
@@ -59,15 +57,15 @@ def _tasks(model_type: str, path: Path) -> tuple[str, ...]:
         return ("embed",)
     if path != "native":
         return () if path == "refused" else ("generate",)
-    pooled: tuple[str, ...] = ("embed", "classify", "score")
-    if model_type in _ATTEND_TO_IMAGES:
-        pooled = ()
-    if model_type in IMAGE_TYPES:
-        return ("generate", "images", *pooled)
-    family = find_family(model_type)
-    if family is not None and (family.encoder or family.denoises):
-        return ("generate",)
-    return ("generate", *pooled) if family is None or family.causal else pooled
+    reads_images, text_type = model_type in IMAGE_TYPES, model_type
+    if reads_images and model_type in CONFIG_MAPPING_NAMES:
+        text_type = transformers.AutoConfig.for_model(model_type).get_text_config().model_type
+    family = find_family(text_type)
+    generated = ("generate", "images") if reads_images else ("generate",)
+    if family is not None and (family.encoder or family.denoises or family.crosses):
+        return generated
+    pooled = ("embed", "classify", "score")
+    return (*generated, *pooled) if family is None or family.causal else pooled
 
 
 def _path(model_type: str, has_family: bool) -> tuple[Path, str]:

@@ -116,6 +116,8 @@ def _open(config: ModelConfig, info: ModelInfo, a: Architecture, device: torch.d
     if info.pooling is not None:
         unread += HEADS  # which are read one by one
     checkpoint.check(all_parts(a), (*a.family.ignored, *KV_SCALES, *unread, *prediction_modules(info)))
+    if a.tied and (a.has_logits or (info.pooling is not None and info.pooling.answer_tokens)):
+        checkpoint.check_tied(a)
     return checkpoint
 
 

@@ -209,7 +209,7 @@ def _layer(family: Family, config: Mapping[str, Any], head_dim: int, index: int)
     if config.get("scale_attn_by_inverse_layer_idx"):
         scale /= index + 1
     mixer = family.mixers[layer_types[index]](config) if layer_types and layer_types[index] in family.mixers else None
-    cross = family.crosses(config, index)
+    cross = family.crosses is not None and family.crosses(config, index)
     rotates = family.positions == "rotary" and mixer is None and not cross and family.rotates(config, index, windowed)
     rope = read_rope(config, head_dim, layer_type) if rotates else None
     moe = None

@@ -15,12 +15,15 @@ import torch
 
 from .architecture import Architecture
 from .families import Family
-from .parts import Part, all_parts, bias_name
+from .parts import Part, all_parts, bias_name, model_parts
 from .quantization.modules import ModuleScheme
 from .quantization.scheme import WIDE_FLOATS, LoadedPart, Scheme, WholeNeeded
 from .quantization.shares import own_bias, own_experts, own_linear, own_weight
 from .quantization.unquantized import Unquantized, gate_first
 from .tensor_files import TensorFiles, tensor_files
+
+_COMPARED_ROWS = 4096
+"""Of two tables, at a time: both may be as large as the memory that is left."""
 
 
 class Weights(ABC):
@@ -185,6 +188,24 @@ class Checkpoint(Weights):
                 f"the checkpoint in {self.files.folder} does not fit its config.json: missing tensors: {_some(missing)}; "
                 f"tensors without a place in the model: {_some(unknown)}"
             )
+
+    def check_tied(self, a: Architecture) -> None:
+        """Of a model that computes logits from its embeddings: there are no other weights for them, or the same ones once more, as
+        files of torch.save have them. Raises ValueError otherwise."""
+        logits, num_rows = f"{a.family.lm_head}.weight", a.vocab_size
+        if not self.holds(logits):
+            return
+        embed, *_, shape = next(model_parts(a)["embed"].tensors())
+        for start in range(0, num_rows, _COMPARED_ROWS):
+            rows = (slice(start, min(start + _COMPARED_ROWS, num_rows)),)
+            own = self.files.read_float(logits, (num_rows, a.embed_dim), rows).to(self.dtype)
+            if not torch.equal(own, self.files.read_float(embed, shape, rows).to(self.dtype)):
+                stored = self.files.where[logits][1]
+                raise ValueError(
+                    f"the checkpoint in {self.files.folder} has {stored}, which differs from {embed}, but its config.json (or "
+                    f"model.architecture) has tie_word_embeddings=true, with which {stored} would not be read: set "
+                    f"tie_word_embeddings=false there, or, if logits are to come from the embeddings, delete {stored}"
+                )
 
     def _whole_weight(self, part: Part) -> torch.Tensor:
         weight = self.empty(part)

@@ -39,6 +39,13 @@ class CrossedImages:
                 f"{tiles} of {side} x {side} (max_num_tiles, image_size of vision_config)"
             )
 
+    def begun(self, text: str) -> str:
+        """A prompt's text with what begins one, behind the images at its start, unless that stands in it."""
+        from transformers.models.mllama.processing_mllama import build_string_from_input
+
+        bos: str | None = self._processor.tokenizer.bos_token
+        return text if bos is None else build_string_from_input(text, bos, self._processor.image_token)
+
     def __call__(self, images: Sequence[np.ndarray], text: Sequence[str], input_data_format: str, **_: Any) -> dict[str, Any]:
         """Its tiles, with padding, how they lie and which are there; and its placeholder, which stays."""
         found = self._processor.image_processor(list(images), input_data_format=input_data_format, return_tensors="np")
@@ -99,6 +106,8 @@ class ImagePrompts(ImagePlaces):
         if found != (expected := [self.nth_placeholder(nth) for nth in range(1, len(found) + 1)]):
             raise ValueError(f"the prompt has the placeholders {', '.join(found)}; expected {', '.join(expected)}")
         prepared = [self.prepared(image) for image in images]
+        if prepared and isinstance(self._processor, CrossedImages):
+            pieces = self._pattern.split(self._processor.begun(text))
         if self._model_type in (COGVLM, PHI3_V):  # their pieces are texts of their own
             ids, encode_later = list[int](), self._encode if self._model_type == COGVLM else encode
             for piece, image in zip(pieces, prepared):

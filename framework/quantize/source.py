@@ -47,6 +47,8 @@ class Source:
         a = self.architecture
         checkpoint = Checkpoint(self.folder, a.family, torch.device("cpu"), self.dtype, Unquantized())
         checkpoint.check(all_parts(a), (*a.family.ignored, *([rf"^{a.family.lm_head}\.weight$"] if a.tied else [])))
+        if a.tied:
+            checkpoint.check_tied(a)
         files = tensor_files(self.folder)
         self.stored = {our_name(name, a.family): name for name in files}
         self._files = {our_name(name, a.family): file for name, file in files.items()}

@@ -111,3 +111,4 @@ def test_several_engines_leave_a_row_like_one(tmp_path: Path) -> None:
     assert row["metric.num_completed"] == 4 and 0 < row["metric.ttft_p50_s"] <= row["metric.e2e_p99_s"]
     assert row["metric.replica_requests_min"] == row["metric.replica_requests_max"] == 2
     assert "metric.num_steps" not in row and row["metric.num_output_tokens"] > 0
+    assert row["plan.system.prefix_caching"] == "on" and int(row["plan.system.in_flight_steps"]) > 0

@@ -49,6 +49,22 @@ def test_the_token_budget_trades_first_tokens_against_gaps() -> None:
     assert small["itl_p99_s"] < 0.5 * large["itl_p99_s"]
 
 
+@pytest.mark.parametrize(
+    ("model", "snapshots", "said"),
+    [("mamba-2.8b", 0, "off"), ("jamba-v0.1", 0, "off"), ("jamba-v0.1", 4, "on"), ("t5-small", 0, "off"), ("llama-3-8b", 0, "on")],
+)
+def test_a_row_says_whether_prefixes_were_shared(model: str, snapshots: int, said: str, tmp_path: Path) -> None:
+    """Where the config leaves that to the model."""
+    workload = WorkloadConfig(num_requests=2, prompt_tokens=40, output_tokens=2)
+    config = simulated(workload, model=model)
+    config.cache.state_snapshots = snapshots
+    config.parallel.tp = 2 if model == "jamba-v0.1" else 1  # 104 GB of weights
+    save_config(config, tmp_path / CONFIG_FILE)
+    assert run(tmp_path), (tmp_path / "run.json").read_text()
+    row = json.loads((tmp_path / "run.json").read_text())
+    assert (row["plan.system.prefix_caching"], row["cache.prefix_caching"]) == (said, None)
+
+
 def test_load_lengthens_the_queue() -> None:
     workload = WorkloadConfig(num_requests=60, prompt_tokens=2000, output_tokens=32, rate=2)
     calm, busy = (metrics(simulated(replace(workload, rate=rate))) for rate in (2, 40))

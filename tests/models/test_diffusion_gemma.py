@@ -273,7 +273,7 @@ def check_mixes(folder: Path, seeds: Sequence[int]) -> None:
         size, longest = rng.choice([4, 8, 6, 16]), max(len(prompt) + (params.max_tokens or 0) for prompt, params in asked)
         budget = rng.choice([CANVAS, 2 * CANVAS + 1, 5 * CANVAS, 512])
         full = -(-(longest + CANVAS) // size)
-        windowed = min(full, -(-(WINDOW + budget) // size) + 1)
+        windowed = min(full, -(-(WINDOW - 1) // size) + 1 - (1 - budget) // size)
         num_blocks = 1 + full + 2 * windowed + rng.choice([0, 4, 10, 200])
         scheduler = SchedulerConfig(
             policy=rng.choice(["fcfs", "priority"]), max_num_seqs=rng.choice([2, 8]), max_num_batched_tokens=budget

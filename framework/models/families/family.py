@@ -44,6 +44,7 @@ class Family:
     qk_norm      norms of queries and keys: head: one weight for all heads; heads: one for each; width: over all heads at once.
                  qk_norm_bias: they have biases; qk_norm_rotated: they come after the rotary embedding, in layers
                  that have one, not before
+    scaled_positions  of a rotary embedding that stretches positions, max_position_embeddings counts the stretched ones
     positions    rotary, a learned table with ``position_offset`` unused rows in front, alibi: scores fall with the distance, or
                  relative: what is added to scores is learned by buckets of distances, in a table that all layers share
     alibi_scaled what alibi adds is scaled with the score, and computed in bfloat16
@@ -52,7 +53,7 @@ class Family:
     transposed   weights of linear layers lie as [in, out]
     interleaved_qkv  the queries, key and value of a KV head are neighbours in the fused projection
     encoder      prefix of the encoder's modules on disk; "": there is none. listens: it reads sound, not text
-    crosses      does layer i attend to images, and to nothing else?
+    crosses      does layer i attend to images, and to nothing else? None: no layer does
     num_unscored   tokens behind the vocabulary that have an embedding, and no logit: they stand in prompts only
     unbiased     modules of parts with a bias that have none themselves
     logits_bias  of the tensor [1, V] that is added to the logits; "" = none
@@ -102,6 +103,7 @@ class Family:
     qk_norm_rotated: bool = False
     positions: Literal["rotary", "learned", "alibi", "relative"] = "rotary"
     position_offset: int = 0
+    scaled_positions: bool = False
     alibi_scaled: bool = False
     rotary_style: Literal["neox", "gptj"] = "neox"
     rotates: Callable[[Config, int, bool], bool] = lambda config, layer, windowed: True
@@ -109,7 +111,7 @@ class Family:
     interleaved_qkv: bool = False
     encoder: str = ""
     listens: bool = False
-    crosses: Callable[[Config, int], bool] = lambda config, layer: False
+    crosses: Callable[[Config, int], bool] | None = None
     num_unscored: int = 0
     unbiased: tuple[str, ...] = ()
     logits_bias: str = ""

@@ -40,7 +40,7 @@ def serve(manager: KVCacheManager, tokens: list[int], commits: bool = True) -> t
     """Computes a prompt, cut where it is to be. Returns the tokens of the hit and the ends of the chunks that were kept."""
     request, kept = make_request(tokens), []
     hit = manager.lookup(request)
-    assert manager.admit(request, hit, len(tokens), 0)
+    manager.admit(request, hit, len(tokens))
     for end in (*hit.snapshot_ends, len(tokens)):
         request.num_computed = end
         if manager.snapshot(request) is not None:
@@ -121,7 +121,8 @@ def test_of_several_those_are_found_whose_step_is_committed() -> None:
     serve(manager, first)
     request = make_request(second)
     hit = manager.lookup(request)
-    assert manager.admit(request, hit, len(second), 0) and hit.snapshot_ends == (16, 24)
+    manager.admit(request, hit, len(second))
+    assert hit.snapshot_ends == (16, 24)
     for end in hit.snapshot_ends:
         request.num_computed = end
         assert manager.snapshot(request) is not None
@@ -206,6 +207,8 @@ def test_the_configuration_says_what_cannot_be() -> None:
     for cache, scheduler, why in (
         (CacheConfig(state_snapshots=-1), config.scheduler, r"cache.state_snapshots=-1 .* from 0 \(none\)"),
         (CacheConfig(num_blocks=64, state_snapshots=1 << 40), config.scheduler, r"cache.state_snapshots=1099511627776 .* to 2\^20"),
+        (CacheConfig(num_blocks=1 << 40), config.scheduler, r"cache.num_blocks=1099511627776 .* at most 2\^24"),
+        (config.cache, replace(config.scheduler, max_num_seqs=1 << 40), r"max_num_seqs=1099511627776 .* to 2\^20"),
         (CacheConfig(prefix_caching=False, state_snapshots=2), config.scheduler, "it must be 0 with cache.prefix_caching=false"),
         (
             CacheConfig(state_snapshots=2),

@@ -224,7 +224,7 @@ KINDS = {
 }
 MLLAMA = Kind(
     _mllama,
-    {"image_token": "<|image|>"},
+    {"image_token": "<|image|>", "bos_token": "\u0100"},
     {"processor_class": "MllamaProcessor"},
     {
         "image_processor_type": "MllamaImageProcessor",
@@ -235,16 +235,19 @@ MLLAMA = Kind(
     },
     "<|image|>",
 )
-"""Its decoder attends to images. The token that stands for one has no logit."""
+"""Its decoder attends to images. The token that stands for one has no logit; what begins a text is the byte 0, which has."""
 
 
 def tokenizer(tokens: dict[str, str]) -> PreTrainedTokenizerFast:
-    """A token for each byte, then <s>, </s> and ``tokens``, which are attributes of it."""
+    """A token for each byte, then <s>, </s> and ``tokens``, which are attributes of it; its bos_token may be there already."""
     alphabet = {character: number for number, character in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     found = Tokenizer(models.BPE(vocab=alphabet, merges=[]))
     found.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     found.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=found, bos_token="<s>", eos_token="</s>", extra_special_tokens=tokens)
+    more = {name: token for name, token in tokens.items() if name != "bos_token"}
+    made = PreTrainedTokenizerFast(tokenizer_object=found, bos_token="<s>", eos_token="</s>", extra_special_tokens=more)
+    made.bos_token = tokens.get("bos_token", made.bos_token)
+    return made
 
 
 def make(name: str, folder: Path, seed: int = 0) -> Any:

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import AutoProcessor
 from transformers.models.mllama.image_processing_pil_mllama import MllamaImageProcessorPil, get_all_supported_aspect_ratios
 from transformers.models.mllama.processing_mllama import (
     convert_sparse_cross_attention_mask_to_dense,
@@ -169,6 +170,19 @@ def test_logits_are_those_of_transformers(kernels: dict[str, str], chunk: int, e
             assert (got - wanted).abs().max() < 1e-4
 
 
+@pytest.mark.parametrize("begin", ["", "\u0100", "so \u0100"])
+def test_tokens_of_a_prompt_are_those_of_the_librarys_processor(begin: str, example: Example) -> None:
+    """Which puts what begins a text behind the images at its start, unless the text has it."""
+    processor, inputs = AutoProcessor.from_pretrained(example.folder), build(example).inputs
+    for name, (_, images) in PROMPTS.items():
+        if images:
+            text = begin + given(name)["prompt"]
+            expected = processor(images=[images], text=text, add_special_tokens=False)["input_ids"][0]
+            found = inputs.prompt({"prompt": text, "multi_modal_data": {"image": images}})
+            assert found.token_ids == expected and expected.count(inputs.tokenizer.bos_token_id) == 1
+            assert [expected[image.start] for image in found.images] == [IMAGE] * len(images)
+
+
 def test_greedy_tokens_are_those_of_generate(lively: Example) -> None:
     engine, params = build(lively), SamplingParams(temperature=0, max_tokens=64, ignore_eos=True)
     outputs = run(engine, [(given(name), params) for name in PROMPTS])
@@ -198,7 +212,7 @@ def test_an_image_matters_from_where_it_stands(example: Example) -> None:
         for output in outputs
         if output.prompt_logprobs
     )
-    assert first[:7] == second[:7] and all(a != b for a, b in zip(first[7:], second[7:]))
+    assert first[:8] == second[:8] and all(a != b for a, b in zip(first[8:], second[8:]))
 
 
 def test_views_are_the_masks_of_the_library() -> None:
@@ -367,7 +381,7 @@ def test_images_in_messages(lively: Example) -> None:
         ({"prompt": "<|image|>", "multi_modal_data": {"image": Image.new("1", (100_000, 1_000))}}, "must have from 1 to"),
         ({"prompt": "<|image|>", "multi_modal_data": {"image": picture(1, 1000, 2)}}, "times as long"),
         ({"prompt": "<|image|>", "multi_modal_data": {"video": picture(1)}}, "must be {'image'"),
-        ({"prompt": "<|image|>" + "a" * 400, "multi_modal_data": {"image": picture(1)}}, "401 tokens.*model.max_model_len"),
+        ({"prompt": "<|image|>" + "a" * 400, "multi_modal_data": {"image": picture(1)}}, "402 tokens.*model.max_model_len"),
         ({"prompt": "<|image|>" * 4, "multi_modal_data": {"image": [picture(1, 60, 60)] * 4}}, "KV blocks of 4 tokens"),
     ],
 )

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import AutoProcessor
 
 from framework import LLM, SamplingParams
 
@@ -24,10 +25,16 @@ PROMPTS: list[tuple[str, list[Image.Image]]] = [
 """Images at the start, in the middle, at the end, and two side by side."""
 
 
+def processor_of(llm: LLM) -> Any:
+    """The library's; of classes with a part for videos, which want torchvision, the one that was made of the other parts."""
+    assert llm.engine.inputs.image_prompts is not None
+    ours = llm.engine.inputs.image_prompts._processor
+    return ours if hasattr(ours, "video_token") else AutoProcessor.from_pretrained(llm.engine.config.model.name)
+
+
 def reference(theirs: Any, llm: LLM, prompt: str, images: list[Image.Image], tokens: list[int]) -> torch.Tensor:
     """f32 [T, V]: log-probabilities by transformers, of its processor's inputs with the generated tokens behind them."""
-    assert llm.engine.inputs.image_prompts is not None
-    processor = llm.engine.inputs.image_prompts._processor
+    processor = processor_of(llm)
     pixels = [np.asarray(image) for image in images]
     found = processor(images=pixels, text=[prompt], input_data_format="channels_last", return_tensors="pt")
     ids = found.pop("input_ids")

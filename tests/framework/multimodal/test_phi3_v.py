@@ -135,18 +135,22 @@ PROMPTS: list[tuple[list[str], list[Image.Image]]] = [
 
 
 def test_log_probabilities_are_those_of_the_parts(tmp_path: Path) -> None:
-    theirs = Reference(tmp_path)
-    llm = serve(tmp_path, **ROOM, max_num_batched_tokens=512)
-    sizes = set()
-    for pieces, images in PROMPTS:
-        text = pieces[0] + "".join(f"<|image_{number}|>{piece}" for number, piece in enumerate(pieces[1:], 1))
-        (output,) = llm.generate({"prompt": text, "multi_modal_data": {"image": images}}, with_logprobs(3), use_tqdm=False)
-        assert output.prompt_token_ids is not None
-        with torch.inference_mode():
-            encoded = [llm.get_tokenizer().encode(piece) for piece in pieces]
-            expected = theirs.log_probabilities(encoded, images, list(output.outputs[0].token_ids))[:-1]
-        sizes.add(output.prompt_token_ids.count(258))
-        torch.testing.assert_close(log_probabilities(output), expected, atol=1e-4, rtol=0)
+    """Of whole prompts, and in chunks of 16, of which an image takes dozens."""
+    theirs, expected, sizes = Reference(tmp_path), list[torch.Tensor](), set()
+    for chunk in (2048, 16):
+        llm = serve(tmp_path, **ROOM, max_num_batched_tokens=chunk, enable_prefix_caching=False)
+        for nth, (pieces, images) in enumerate(PROMPTS):
+            text = pieces[0] + "".join(f"<|image_{number}|>{piece}" for number, piece in enumerate(pieces[1:], 1))
+            (output,) = llm.generate({"prompt": text, "multi_modal_data": {"image": images}}, with_logprobs(3), use_tqdm=False)
+            assert output.prompt_token_ids is not None
+            if nth == len(expected):
+                with torch.inference_mode():
+                    encoded = [llm.get_tokenizer().encode(piece) for piece in pieces]
+                    new = list(output.outputs[0].token_ids)
+                    expected.append(theirs.log_probabilities(encoded, images, new)[:-1])
+            sizes.add(output.prompt_token_ids.count(258))
+            torch.testing.assert_close(log_probabilities(output), expected[nth], atol=1e-4, rtol=0)
+        assert (llm.engine.stats().num_chunked_prefills > 0) == (chunk == 16)
     assert len(sizes) > 2, "images of several shapes"
 
 

@@ -36,6 +36,7 @@ class ScriptedEngine:
             weight_bytes=0,
             groups=(),
             in_flight_steps=1,
+            prefix_caching=True,
         )
         self.scripts = scripts
         self.prompts: list[str] = []

@@ -55,7 +55,7 @@ def test_a_conversation_with_an_image(served: Served) -> None:
         ask: Any = client.chat.completions.create
         given: Any = {"model": "m", "messages": ASKED, "temperature": 0, "max_tokens": 12, "extra_body": more}
         found = ask(**given)
-        assert found.choices[0].message.content == expected and found.usage.prompt_tokens == 19
+        assert found.choices[0].message.content == expected and found.usage.prompt_tokens == 20
         chunks = [chunk.choices[0].delta.content or "" for chunk in ask(**given, stream=True)]
         assert len(chunks) > 5 and "".join(chunks) == expected
         stop = expected[5:8]
@@ -72,7 +72,7 @@ def test_a_conversation_with_an_image(served: Served) -> None:
     status, body = server.post("/tokenize", model="m", messages=ASKED)
     assert status == 200 and body["tokens"] == offline(llm).prompt_token_ids
     status, body = server.post("/detokenize", model="m", tokens=body["tokens"])
-    assert status == 200 and body["prompt"] == "<|image|>what is <|image|>?", body
+    assert status == 200 and body["prompt"] == "<|image|>\0what is <|image|>?", body
     assert server.post("/detokenize", model="m", tokens=[259])[0] == 400
 
 

@@ -44,6 +44,23 @@ MAMBA2: dict[str, Any] = {
     "state_size": 8,
     "max_position_embeddings": 96,
 }
+DELTA: dict[str, Any] = {
+    "model_type": "qwen3_next",
+    "vocab_size": 512,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "full_attention_interval": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 12,
+    "num_experts": 0,
+    "max_position_embeddings": 96,
+}
 BYTES = {"jamba": 2 * 64 * (3 + 8) * 4, "mamba2": 2 * (3 * 96 + 4 * 16 * 8) * 4}
 """Of a request's states."""
 
@@ -126,7 +143,7 @@ def check_rows(architecture: dict[str, Any], num_requests: int, seed: int, num_s
 
 
 @pytest.mark.parametrize("num_snapshots", [0, 3])
-@pytest.mark.parametrize("architecture", [JAMBA, MAMBA2], ids=["jamba", "mamba2"])
+@pytest.mark.parametrize("architecture", [JAMBA, MAMBA2, DELTA], ids=["jamba", "mamba2", "delta"])
 def test_no_row_leaks_or_is_read_before_it_is_written(architecture: dict[str, Any], num_snapshots: int) -> None:
     admitted, preempted, aborted = check_rows(architecture, 25, 0, num_snapshots)
     assert admitted > 25 - aborted and aborted and (preempted or architecture is MAMBA2)
@@ -159,9 +176,11 @@ def test_states_of_several_requests_are_kept_and_read_in_one_step(architecture: 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("num_snapshots", [0, 3])
-def test_no_row_leaks_in_a_thousand_admissions(num_snapshots: int) -> None:
-    admitted, preempted, aborted = check_rows(JAMBA, 1000, 1, num_snapshots)
-    assert admitted + preempted + aborted >= 1000 and preempted > 50 and aborted > 50
+@pytest.mark.parametrize("architecture", [JAMBA, MAMBA2, DELTA], ids=["jamba", "mamba2", "delta"])
+def test_no_row_leaks_in_a_thousand_admissions(architecture: dict[str, Any], num_snapshots: int) -> None:
+    """Mamba 2 alone has no cache for want of which a request would be preempted."""
+    admitted, preempted, aborted = check_rows(architecture, 1100, 1, num_snapshots)
+    assert admitted >= 1000 and (preempted > 50 or architecture is MAMBA2) and aborted > 50
 
 
 @pytest.mark.parametrize("architecture", [JAMBA, MAMBA2], ids=["jamba", "mamba2"])

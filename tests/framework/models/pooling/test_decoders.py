@@ -129,6 +129,10 @@ def test_scores_from_two_tokens(tmp_path: Path, tied: bool) -> None:
     both = build(tmp_path, architecture={"classifier_from_token": [no, yes]})
     for output, expected in zip(both.classify(tokens(), use_tqdm=False), logits):
         np.testing.assert_allclose(output.outputs.probs, expected[[no, yes]].softmax(-1), atol=1e-5)
+    if not tied:
+        with pytest.raises(ValueError, match="set tie_word_embeddings=false there"):
+            build(tmp_path, architecture={**answers, "tie_word_embeddings": True})
+        embeddings(build(tmp_path, runner="pooling", architecture={"tie_word_embeddings": True}))  # which have no logits
 
 
 @pytest.mark.parametrize("kind", ["Qwen2ForRewardModel", "Qwen2ForProcessRewardModel"])
