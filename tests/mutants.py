@@ -34,6 +34,7 @@ _SIZED_FILE = "framework/multimodal/sized.py"
 _TOWERS_FILE = "framework/executor/towers.py"
 _ENCODER_COST = "framework/executor/encoders.py"
 _COST_MODEL = "framework/executor/cost_model.py"
+_BODIES = "framework/study/load/bodies.py"
 _PICTURES_FILE = "framework/study/workload/pictures.py"
 _IMAGE_ROWS = "framework/worker/images.py"
 _TOWER = "framework/models/tower.py"
@@ -134,6 +135,9 @@ _LOCAL_EXECUTOR = "framework/worker/local_executor.py"
 _DENOISING = "framework/engine/diffusion.py"
 _RUN_AHEAD = "framework/engine/run_ahead.py"
 _ATTENTION_ROWS = "framework/engine/attention_rows.py"
+_DRY_RUN = "framework/models/dry_run.py"
+_PLACED_LIBRARY = "framework/executor/library_model.py"
+_LIBRARY_TESTS = "tests/framework/executor/test_library_models.py"
 _PSEUDO = "framework/executor/pseudo.py"
 _CANVAS_MIRROR = "framework/executor/canvas_mirror.py"
 _CALLS = "framework/executor/calls.py"
@@ -154,6 +158,7 @@ _NATIVE = "framework/models/native.py"
 _WEIGHTS = "framework/models/weights.py"
 _TENSOR_FILES = "framework/models/tensor_files.py"
 _ROPE = "framework/models/rope.py"
+_GEMMA_FAMILY = "framework/models/families/gemma.py"
 _FAMILIES = "framework/models/families/"
 _CACHE_MEMORY = "framework/engine/kv_cache/memory.py"
 _MIXERS = "framework/models/layers/mixers.py"
@@ -198,8 +203,10 @@ _QUANTIZATION_TESTS = ["tests/framework/models/quantization", "tests/framework/m
 _CONFIG_TESTS = ["tests/models/test_configs.py"]
 _CALIBRATION_TESTS = ["tests/framework/executor/test_calibration.py"]
 _ENCODER_COST_TESTS = "tests/framework/executor/test_encoder_decoders.py"
+_TOWER_COST_TESTS = "tests/framework/executor/test_towers.py"
 _IMAGE_COST_TESTS = "tests/framework/executor/test_images.py"
 _SIMULATED_TESTS = [
+    "tests/framework/executor/test_library_models.py",
     _ENCODER_COST_TESTS,
     _IMAGE_COST_TESTS,
     "tests/framework/multimodal/test_without_device.py",
@@ -280,6 +287,7 @@ TESTS: dict[str, list[str]] = {
         *_DRAFT_TESTS,
         _MLLAMA_TESTS,
         "tests/framework/multimodal/test_serving.py",
+        "tests/framework/multimodal/test_without_device.py",
         _FAILING_STEPS,
     ],
     _DEPTH: ["tests/framework/speculation/test_depth.py"],
@@ -298,9 +306,10 @@ TESTS: dict[str, list[str]] = {
     _PENALTIES: ["tests/framework/worker/test_bad_words.py", *_TOKEN_TESTS, *_DRAFT_TESTS, _ENCODING_TESTS, _MLLAMA_TESTS],
     _CACHE_MEMORY: [*_STATE_TESTS, *_CANVAS_TESTS],
     **dict.fromkeys((_RUN_AHEAD, _PSEUDO, _CANVAS_MIRROR), _CANVAS_TESTS),
-    _ATTENTION_ROWS: [*_CANVAS_TESTS, _MLLAMA_TESTS],
+    _ATTENTION_ROWS: [*_CANVAS_TESTS, _MLLAMA_TESTS, _LIBRARY_TESTS],
+    **{key: [_LIBRARY_TESTS] for key in (_DRY_RUN, _PLACED_LIBRARY)},
     _CALLS: [*_CANVAS_TESTS, _ENCODER_COST_TESTS, _IMAGE_COST_TESTS],
-    _ENCODER_COST: ["tests/framework/executor/test_encoders.py", _ENCODER_COST_TESTS],
+    _ENCODER_COST: [_TOWER_COST_TESTS, "tests/framework/executor/test_encoders.py", _ENCODER_COST_TESTS],
     _COST_MODEL: [_ENCODER_COST_TESTS, _IMAGE_COST_TESTS],
     **{key: [_SOUND_TESTS, _MLLAMA_TESTS] for key in (_SPEECH, _SOUND)},
     _ENCODING: [_IMAGE_COST_TESTS, _SOUND_TESTS, _MLLAMA_TESTS],
@@ -313,7 +322,7 @@ TESTS: dict[str, list[str]] = {
     **dict.fromkeys((_ACCEPTANCE, _HEAD, _CHAIN, _CHAIN_GRAPHS, _DRAFT_CACHE, _STEP_ROWS), _DRAFT_TESTS),
     _SUFFIX: ["tests/framework/speculation/test_suffix.py"],
     _DECODER: ["tests/framework/models/drafts/test_shipped.py", "tests/distributed/test_tokens.py", *_COGVLM_TESTS],
-    **dict.fromkeys((_NATIVE, _ROPE), _CONFIG_TESTS),
+    **dict.fromkeys((_NATIVE, _ROPE, _GEMMA_FAMILY), _CONFIG_TESTS),
     **{f"{_FAMILIES}{name}.py": _CONFIG_TESTS for name in ("cohere", "deepseek", "falcon", "internlm")},
     f"{_FAMILIES}llama.py": [*_CONFIG_TESTS, "tests/framework/models/pooling/test_gritlm.py"],
     **{file: ["tests/framework/models/test_loading.py", _TIED_TESTS, *_SHARDED_TESTS] for file in (_WEIGHTS, _TENSOR_FILES)},
@@ -370,7 +379,8 @@ TESTS: dict[str, list[str]] = {
     _QUALITY: ["tests/framework/worker/test_teacher_forcing.py"],
     _IMAGE_MIRROR: ["tests/framework/multimodal/test_without_device.py", _ENCODER_COST_TESTS, _IMAGE_COST_TESTS],
     _SIZED_FILE: ["tests/framework/multimodal/test_sized.py"],
-    _TOWERS_FILE: ["tests/framework/executor/test_towers.py"],
+    _TOWERS_FILE: [_TOWER_COST_TESTS],
+    _BODIES: ["tests/framework/server/test_images.py"],
     _PICTURES_FILE: ["tests/experiments/test_image_workloads.py"],
     _SERVE_JOB: ["tests/experiments/test_simulated_serving.py"],
     **dict.fromkeys((_TIMERS, _SIMULATED, _SIMULATED_DEVICE, _RANKS), _SIMULATED_TESTS),
@@ -440,7 +450,7 @@ MUTANTS = [
     Mutant("stop strings do not end the request", _ENGINE, 'self.scheduler.finish(request, "stop", request.stop_reason)', "pass"),
     # Blocks.
     Mutant("a prefix hit of the whole prompt", _MANAGER, "limit = (request.num_tokens - 1) //", "limit = request.num_tokens //"),
-    Mutant("blocks of a prefix hit are not referenced", _MANAGER, "        self.pool.share(shared)\n", ""),
+    Mutant("blocks of a prefix hit are not referenced", _MANAGER, "        self.pool.share(hit.shared)\n", ""),
     Mutant("forks do not reference what they share", _MANAGER, "            self.pool.share(shared[group][:num_full])\n", ""),
     Mutant(
         "the partial block of a fork is not copied", _MANAGER, "copies.append((group, shared[group][num_full], own[0]))", "pass"
@@ -1219,14 +1229,20 @@ MUTANTS = [
     Mutant("a lost device is a broken prompt", _ENCODER_RUNNER, "if is_device_loss(error):", "if False:"),
     Mutant("decoders are scored without their encoder", _QUALITY, "if model.encoding is not None and", "if False and"),
     Mutant(
-        "whole prompts encode what the budget leaves",
-        _ENCODER_CACHE,
-        "if sum(new.values()) > self._left < self._budget:",
-        "if False:",
+        "whole prompts encode what the budget leaves", _ENCODER_CACHE, "if sum(new) > self._left < self._budget or not", "if not"
     ),
+    Mutant("whole prompts encode what there is no room for", _ENCODER_CACHE, " or not self._make_room(sum(new), own):", ":"),
+    Mutant("an image of a whole prompt makes room for another", _ENCODER_CACHE, "and key not in own and not", "and not"),
     Mutant("the budget cuts whole prompts", _ENCODER_CACHE, "is_too_much = self._chunked and ", "is_too_much = "),
     Mutant("whole prompts have any number of images", _ENCODER_CACHE, "if not self._chunked and (total", "if False and (total"),
-    Mutant("images of who waits are held", _SCHEDULER, "is not None and (chunked or count == missing)", "is not None"),
+    Mutant(
+        "images of who waits are encoded",
+        _SCHEDULER,
+        "if not manager.has_room(request, hit",
+        "if (not images or images.fit(request, start, count)) and not manager.has_room(request, hit",
+    ),
+    Mutant("Gemma 3 reads eight times as far", _GEMMA_FAMILY, "    scaled_positions=True,\n", ""),
+    Mutant("images that cannot be are drawn", _PICTURES_FILE, "                check_size(*size)\n", "                pass\n"),
     Mutant("chunks end within images", _ENCODER_CACHE, "(self._whole and end < image.end) or ", ""),
     Mutant("text goes on behind the shorter side", _ITEMS, "position += max(image.grid)", "position += min(image.grid)"),
     Mutant("users spell placeholders", _IMAGE_PROMPTS, "found[0][0] + BREAK + found[0][1:]", "found[0]"),
@@ -1292,6 +1308,15 @@ MUTANTS = [
     Mutant("norms before visual experts quantize", _CALLS, "if quantizes and not self._has_experts", "if quantizes"),
     Mutant("queries of images are not normalized", _CALLS, 'if "cross_q_norm" in a.family.names:', "if False:"),
     Mutant("keys of images are not normalized", _CALLS, 'if "cross_k_norm" in a.family.names:', "if False:"),
+    Mutant(
+        "grids of tiles have other numbers",
+        _VISION,
+        "for grid in tower.supported_aspect_ratios] != grids:",
+        "for grid in tower.supported_aspect_ratios] != grids and False:",
+    ),
+    Mutant("a tower holds the smallest image", _TOWERS_FILE, "return max((item if", "return min((item if"),
+    Mutant("states that are kept take no room", _ENCODER_COST, "(2 + self.kept_states) * self", "2 * self"),
+    Mutant("images take no room beside steps", _SIMULATED, "max(of_step, encoders.activation_bytes(element))", "of_step"),
     Mutant("padding of tiles is projected", _CALLS, "number.embeddings if self.embeddings", "sum(parts) if self.embeddings"),
     Mutant(
         "images that layers attend to need no embeddings",
@@ -1325,7 +1350,12 @@ MUTANTS = [
     Mutant("blocks of an encoder grow", _IMAGE_MIRROR, "assert group not in self._cross, f", "assert True, f"),
     Mutant("windows see everything", _TOWERS_FILE, "min(side, end - i)", "side"),
     Mutant("a thumbnail is left out", _SIZED_FILE, "        count += count > 1\n", ""),
-    Mutant("images repeat as one", _PICTURES_FILE, "self._known[name] = self._sized(name)", "self._known[name] = self._sized(0)"),
+    Mutant("images repeat as one", _PICTURES_FILE, "self._known[name] = self._drawn(name,", "self._known[name] = self._drawn(0,"),
+    Mutant(
+        "a server is shown other images", _PICTURES_FILE, "picture(self._config.seed, name, *", "picture(self._config.seed, 0, *"
+    ),
+    Mutant("text before an image is sent again", _BODIES, "        start = image.start\n", ""),
+    Mutant("text behind images is left out", _BODIES, "return parts + _piece(ids[start:], tokenizer)", "return parts"),
     Mutant("two images for one", _IMAGE_PLACES, "if self._is_single and count > 1:", "if False:"),
     Mutant("texts begin behind images", _IMAGE_PROMPTS, "self._encode if self._model_type == COGVLM else encode", "encode"),
     Mutant(
@@ -1895,7 +1925,16 @@ MUTANTS = [
         "        pass\n",
     ),
     Mutant("all passes are drawn alike", _CANVASES, "<< _PASS_BITS", "& 0"),
-    Mutant("a window is narrower for canvases", _CANVASES, "- (window - 1), 0)", "- window + 2, 0)"),
+    Mutant("a window is narrower for canvases", _ATTENTION_ROWS, "- (window - 1), 0)", "- window + 2, 0)"),
+    Mutant("simulated canvases attend once", _PLACED_LIBRARY, "if layer.canvases:", "if False:"),
+    Mutant("simulated canvases see beyond windows", _PLACED_LIBRARY, "windowed=layer.spec.window is not None", "windowed=False"),
+    Mutant("what canvases see in windows is copied for nothing", _SIMULATED, "if (seen < ends).any():", "if False:"),
+    Mutant("gathers read all of their tables", _DRY_RUN, "read[0] = written[0]", "pass"),
+    Mutant("scatters write all of their tables", _DRY_RUN, "read, written = read[1:], read[-1:]", "pass"),
+    Mutant("the library's experts take no time", _DRY_RUN, "module.register_forward_pre_hook(self._experts)", "pass"),
+    Mutant("views take time", _DRY_RUN, "func.is_view or packet", "packet"),
+    Mutant("logits take no time", _DRY_RUN, "both - tokens, taken", "Counter(), taken"),
+    Mutant("tied weights are held twice", _DRY_RUN, "self.storages[storage._cdata]", "self.storages[id(weight)]"),
     Mutant("canvases see all in every layer", _CANVASES, "if not first.any():", "if True:"),
     Mutant("canvases have the factors of known tokens", _DIFFUSION_GEMMA, "redrawn.expand(", "known.expand("),
     Mutant(

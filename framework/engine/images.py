@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-_LONGEST_SIDES = 200
+MOST_TIMES_LONGER = 200
 """Times that one side may be longer than the other: towers bring the shorter one to their size, and the other along."""
 _SCHEME = "data:image/"
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
@@ -123,9 +123,9 @@ def check_size(width: int, height: int) -> None:
     most = _pillow().MAX_IMAGE_PIXELS
     if not width or not height or (most is not None and width * height > most):
         raise ValueError(f"an image of {width} x {height} cannot work: it must have from 1 to {most} pixels")
-    if max(width, height) > _LONGEST_SIDES * min(width, height):
+    if max(width, height) > MOST_TIMES_LONGER * min(width, height):
         raise ValueError(
-            f"an image of {width} x {height} cannot work: one side may be {_LONGEST_SIDES} times as long as the other at most"
+            f"an image of {width} x {height} cannot work: one side may be {MOST_TIMES_LONGER} times as long as the other at most"
         )
 
 

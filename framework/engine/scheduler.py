@@ -278,15 +278,13 @@ class Scheduler:
             count = _until(hit.snapshot_ends, start, min(missing, budget, self._max_chunk))
             if self.denoising is not None:
                 count = self.denoising.fit(request, start, count)
-            chunked = self.config.chunked_prefill
-            if images is not None and (chunked or count == missing):
-                count = images.fit(request, start, count)
-            if not count or (count < missing and not chunked):
+            if not count or (count < missing and not self.config.chunked_prefill):
                 return 0
-            if not manager.admit(request, hit, start + count, self.limits.most_blocks(num_known, request.num_encoded)):
-                if images is not None:
-                    images.release(request)
+            if not manager.has_room(request, hit, start + count, self.limits.most_blocks(num_known, request.num_encoded)):
                 return 0
+            if images is not None and not (count := images.fit(request, start, count)):  # last, as it has them encoded
+                return 0
+            manager.admit(request, hit, start + count)
             self.counters.num_chunked_prefills += count < missing
         self._num_encoded += request.num_encoded
         if self.images is not None:

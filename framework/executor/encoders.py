@@ -66,6 +66,7 @@ class EncoderStack:
     fused_qkv          one product makes queries, keys and values, not three
     own_linears        linear layers are swapped for ours
     before, behind     products outside the layers
+    kept_states        hidden states of layers that are kept until the last is done
     """
 
     hidden_size: int
@@ -81,6 +82,7 @@ class EncoderStack:
     own_linears: bool = False
     before: tuple[Product, ...] = ()
     behind: tuple[Product, ...] = ()
+    kept_states: int = 0
 
     def calls(self) -> Iterator[EncoderCall]:
         """Of each item."""
@@ -98,8 +100,10 @@ class EncoderStack:
         yield EncoderCall("silu_and_mul", {"intermediate_size": inner}, self.num_layers)
 
     def activation_elements(self) -> int:
-        """Of a position, at once: its hidden state, its residual, and the widest input and output of a layer."""
-        return 2 * self.hidden_size + max(4 * self.num_heads * self.head_dim, (2 + self.gated) * self.intermediate_size)
+        """Of a position, at once: its hidden state, its residual, what is kept, and the widest input and output of a layer."""
+        return (2 + self.kept_states) * self.hidden_size + max(
+            4 * self.num_heads * self.head_dim, (2 + self.gated) * self.intermediate_size
+        )
 
 
 @dataclass(frozen=True)

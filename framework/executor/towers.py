@@ -11,6 +11,7 @@ from ..config import EngineConfig
 from ..models import cogvlm, internvl_chat, phi3_v
 from ..models.read import ModelInfo
 from ..multimodal.items import ImageItem
+from ..multimodal.sized import read_sizing
 from ..multimodal.support import images_refusal
 from .encoders import Encoders, EncoderStack, Item, Parts, Product
 
@@ -48,10 +49,17 @@ class Tower:
         return _TOWERS[name](library_config(config.model, model.folder, name))
 
     def encoders(self, config: EngineConfig, model: ModelInfo) -> Encoders:
-        """With its weights. Those of a real device are not asked how much more they hold at once while it runs."""
+        """With its weights, and the largest image that an engine takes."""
         from ..models.tower import tower_bytes  # seconds to import, and needed for few models
 
-        return Encoders((self.stack,), tower_bytes(config.model, model))
+        return Encoders((self.stack,), tower_bytes(config.model, model), self._most_positions(config, model))
+
+    def _most_positions(self, config: EngineConfig, model: ModelInfo) -> int:
+        """Of an image whose embeddings are kept, and fit into a prompt; 0 where none does."""
+        most, sizing = min(config.scheduler.encoder_cache, model.max_model_len), read_sizing(config.model, model)
+        found = (sizing(*size) for size in sizing.sizes(most))
+        items = (self.item(ImageItem(0, sized.count, b"", sized.inputs)) for sized in found if sized.count <= most)
+        return max((item if isinstance(item, int) else sum(item.parts) for item in items), default=0)
 
     def item(self, image: ImageItem) -> Item:
         """What an image is for the stack, by the shapes of its inputs."""
@@ -91,13 +99,13 @@ def _of_llava(found: Any) -> Tower:
     wide = vision.hidden_size * (1 if isinstance(layers, int) else len(layers))
     text = found.text_config.hidden_size
     behind = Product(wide, text, conv.rows), Product(text, text, conv.rows)
-    return Tower(_plain(vision, conv, behind), tile)
+    return Tower(_plain(vision, conv, behind, vision.num_hidden_layers + 1), tile)
 
 
-def _plain(vision: Any, conv: Product, behind: tuple[Product, ...]) -> EncoderStack:
+def _plain(vision: Any, conv: Product, behind: tuple[Product, ...], kept_states: int = 0) -> EncoderStack:
     hidden, heads = vision.hidden_size, vision.num_attention_heads
     sizes = hidden, vision.intermediate_size, vision.num_hidden_layers, heads, hidden // heads
-    return EncoderStack(*sizes, own_linears=True, before=(conv,), behind=behind)
+    return EncoderStack(*sizes, own_linears=True, before=(conv,), behind=behind, kept_states=kept_states)
 
 
 def _of_gemma(found: Any) -> Tower:
@@ -150,7 +158,9 @@ def _of_mllama(found: Any) -> Tower:
     hidden, heads, depth = vision.hidden_size, vision.attention_heads, vision.num_hidden_layers + vision.num_global_layers
     behind = Product(vision.vision_output_dim, found.text_config.hidden_size, embeddings=True)
     sizes = hidden, vision.intermediate_size, depth, heads, hidden // heads
-    return Tower(EncoderStack(*sizes, num_norms=2, own_linears=True, before=(conv,), behind=(behind,)), tile, joined=True)
+    kept = vision.num_hidden_layers + 1
+    stack = EncoderStack(*sizes, num_norms=2, own_linears=True, before=(conv,), behind=(behind,), kept_states=kept)
+    return Tower(stack, tile, joined=True)
 
 
 def _of_phi3(hidden: int, text: int) -> Tower:
@@ -159,7 +169,7 @@ def _of_phi3(hidden: int, text: int) -> Tower:
     conv = Product(3 * (phi3_v.SIDE // (2 * phi3_v.GRID)) ** 2, hidden, (tile - 1) / tile, library=True)
     behind = Product(inner, text, embeddings=True), Product(text, text, embeddings=True)
     sizes = hidden, inner, 24, hidden // phi3_v.HEAD_DIM, phi3_v.HEAD_DIM
-    return Tower(EncoderStack(*sizes, own_linears=True, before=(conv,), behind=behind), tile)
+    return Tower(EncoderStack(*sizes, own_linears=True, before=(conv,), behind=behind, kept_states=24 + 1), tile)
 
 
 def _of_cogvlm(sizes: cogvlm.TowerSizes) -> Tower:

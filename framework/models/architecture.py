@@ -184,6 +184,12 @@ class Architecture:
         return {index: layer.mixer.state(dtype) for index, layer in enumerate(self.layers) if layer.mixer is not None}
 
     @property
+    def longest(self) -> int:
+        """Positions of a sequence, at most."""
+        ropes = [] if self.family.scaled_positions else [layer.rope for layer in self.layers if layer.rope]
+        return max([self.max_position, *(rope.max_len() for rope in ropes)])
+
+    @property
     def sees_images(self) -> bool:
         """Whether there are layers that attend to images."""
         return any(layer.cross for layer in self.layers)

@@ -167,7 +167,7 @@ def _max_model_len(
     if architecture is None:
         limit = int(found.get("max_position_embeddings") or found.get("n_positions") or found.get("seq_length") or 2048)
     else:
-        limit = max([architecture.max_position, *(layer.rope.max_len() for layer in architecture.layers if layer.rope)])
+        limit = architecture.longest
     if architecture is not None and (diffusion := architecture.diffusion) is not None:
         size = diffusion.canvas_size
         limit -= limit % size  # the last canvas is computed as a whole

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -116,6 +116,12 @@ def read_vision(config: ModelConfig, found: Mapping[str, Any], folder: Path | No
                 f"the model's config.json (or model.architecture) has vision_config.intermediate_layers_indices={taken}, expected "
                 f"numbers from 0 to num_hidden_layers={tower.num_hidden_layers}"
             )
+        grids = [list(grid) for grid in tile_grids(tower.max_num_tiles)]
+        if [list(grid) for grid in tower.supported_aspect_ratios] != grids:  # its embeddings are by their numbers
+            raise ValueError(
+                f"the model's config.json (or model.architecture) has vision_config.supported_aspect_ratios="
+                f"{tower.supported_aspect_ratios}, but processors number those of max_num_tiles={tower.max_num_tiles} so: {grids}"
+            )
         tile = (tower.image_size // tower.patch_size) ** 2 + 1
         return merged, Vision(model_type, theirs.image_token_id, theirs.image_token_id, tile=tile, max_tiles=tower.max_num_tiles)
     window = merged.get("sliding_window")
@@ -127,6 +133,11 @@ def read_vision(config: ModelConfig, found: Mapping[str, Any], folder: Path | No
     merge = theirs.vision_config.spatial_merge_size if model_type in ("qwen2_vl", "qwen2_5_vl") else None
     is_whole, token_id = model_type == "gemma3", theirs.image_token_id
     return merged, Vision(model_type, token_id, theirs.boi_token_index if is_whole else token_id, None, merge, is_whole)
+
+
+def tile_grids(most: int) -> Iterator[tuple[int, int]]:
+    """All of at most so many tiles, in the order in which processors number them."""
+    return ((first, second) for first in range(1, most + 1) for second in range(1, most // first + 1))
 
 
 def _given(config: ModelConfig, text: Mapping[str, Any]) -> dict[str, Any]:

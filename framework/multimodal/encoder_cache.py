@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from typing import TYPE_CHECKING
 
 from ..config import SchedulerConfig
@@ -72,8 +72,9 @@ class EncoderCache:
         Without chunked prefill they are all that are left of the prompt."""
         end = start + count
         if not self._chunked:
-            new = {image.key: image.count for image in request.images if image.end > start and image.key not in self._kept}
-            if sum(new.values()) > self._left < self._budget:
+            own = {image.key: image.count for image in request.images if image.end > start}
+            new = [count for key, count in own.items() if key not in self._kept]
+            if sum(new) > self._left < self._budget or not self._make_room(sum(new), own):
                 return 0
         for image in request.images:
             if image.end <= start or image.start >= end:
@@ -164,8 +165,9 @@ class EncoderCache:
         """In this step."""
         return key in self._kept or key in self._passing
 
-    def _make_room(self, count: int) -> bool:
-        free = [key for key in self._kept if key not in self._used and not self._holders.get(key)]
+    def _make_room(self, count: int, own: Container[bytes] = ()) -> bool:
+        """Beside what is in use, and ``own``."""
+        free = [key for key in self._kept if key not in self._used and key not in own and not self._holders.get(key)]
         if self._num_kept - sum(self._kept[key] for key in free) + count > self._capacity:
             return False
         for key in free:

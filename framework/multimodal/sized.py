@@ -4,28 +4,32 @@ out, by closed forms. What a checkpoint says of its processor alone is here as t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import numpy as np
 
 from ..config import ModelConfig
 from ..engine.encoding import ImageViews
-from ..engine.images import as_rgb, check_size, checked_image, unreadable
+from ..engine.images import MOST_TIMES_LONGER, as_rgb, check_size, checked_image, unreadable
 from ..models import cogvlm, internvl_chat, phi3_v
 from ..models.read import ModelInfo
+from ..models.vision import tile_grids
 from .crops import crop_grid
 from .items import ImageItem
 from .places import ImagePlaces, PreparedImage
 
 QWEN_PIXELS: Final = (56 * 56, 12_845_056)
-"""Fewest and most of an image: min_pixels and max_pixels of Qwen2-VL and Qwen2.5-VL of all sizes."""
+"""Fewest and most of an image: min_pixels and max_pixels of the preprocessor_config.json of Qwen2-VL and Qwen2.5-VL (that of
+Qwen/Qwen2-VL-2B, and copies of those of larger ones; the library's own default of the most is a twelfth of it)."""
 INTERNVL_TILES: Final = (1, 12)
-"""Fewest and most of an image: min_patches and max_patches of InternVL 2.5 and 3."""
+"""Fewest and most of an image: min_patches and max_patches of the library's GotOcr2ImageProcessor, which prepares images for
+InternVL; the files of its checkpoints could not be read."""
 PHI3_CROPS: Final = 16
-"""num_crops of Phi-3-vision."""
+"""num_crops in the preprocessor_config.json of microsoft/Phi-3-vision-128k-instruct; that of Phi-3.5-vision, of which no shape is
+here, has 4."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +44,13 @@ class Sized:
     grid: tuple[int, int] | None = None
 
 
-Sizing = Callable[[int, int], Sized]
-"""Width and height of an image, in pixels -> what comes of it."""
+class Sizing(Protocol):
+    """Width and height of an image, in pixels -> what comes of it."""
+
+    def __call__(self, width: int, height: int) -> Sized: ...
+
+    def sizes(self, most: int) -> Iterable[tuple[int, int]]:
+        """Of images among which is one of those that a tower computes most for, of at most ``most`` embeddings."""
 
 
 class SizedImages(ImagePlaces):
@@ -56,6 +65,11 @@ class SizedImages(ImagePlaces):
         rare, tokens = model.architecture.vocab_size - 1, (vision.token_id, vision.placeholder_id)
         self.token_id, self.placeholder_id = (token if isinstance(token, int) else rare for token in tokens)
         self.placeholder, self.token_name = f"token {self.placeholder_id}", f"token {self.token_id}"
+        if (strategy := model.config.get("vision_feature_select_strategy", "default")) != "default":
+            raise ValueError(
+                f"the model's config.json (or model.architecture) has vision_feature_select_strategy={strategy!r}: of such a model "
+                "images work where it has a folder with a processor (model.name)"
+            )
         self.sizing = read_sizing(config, model)
 
     def prepared(self, image: Any) -> PreparedImage:
@@ -120,6 +134,9 @@ class Squares:
     def __call__(self, width: int, height: int) -> Sized:
         return Sized(self.count, {"pixel_values": _zeros(1, 3, self.side, self.side)}, self.around, self.around)
 
+    def sizes(self, most: int) -> Iterable[tuple[int, int]]:
+        return ((self.side, self.side),)
+
 
 @dataclass(frozen=True)
 class Merged:
@@ -145,6 +162,12 @@ class Merged:
         inputs = {"pixel_values": _zeros(rows * columns * self.merge**2, self.patch_inputs), "image_grid_thw": grid}
         return Sized(rows * columns, inputs, grid=(rows, columns))
 
+    def sizes(self, most: int) -> Iterable[tuple[int, int]]:
+        factor = self.patch * self.merge
+        count = max(min(most, self.most // factor**2), 1)
+        yield from ((count // rows * factor, rows * factor) for rows in range(1, math.isqrt(count) + 1))
+        yield from ((columns * factor, factor) for columns in range(1, MOST_TIMES_LONGER + 1))  # which ``most`` does not bound
+
 
 @dataclass(frozen=True)
 class Tiles:
@@ -158,7 +181,7 @@ class Tiles:
     table: list[tuple[int, int]] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        pairs = ((columns, rows) for columns, rows in _grids(self.most) if columns * rows >= self.least)
+        pairs = ((columns, rows) for columns, rows in tile_grids(self.most) if columns * rows >= self.least)
         object.__setattr__(self, "table", sorted(pairs, key=lambda pair: pair[0] * pair[1]))
 
     def __call__(self, width: int, height: int) -> Sized:
@@ -172,18 +195,21 @@ class Tiles:
         count += count > 1
         return Sized(count * self.tokens, {"pixel_values": _zeros(count, 3, self.side, self.side)}, 1, 1)
 
+    def sizes(self, most: int) -> Iterable[tuple[int, int]]:
+        return ((columns * self.side, rows * self.side) for columns, rows in self.table)
+
 
 @dataclass(frozen=True)
 class Pinpoints:
-    """LLaVA-NeXT: the image as a whole, and tiles of ``side`` pixels, of ``patches`` x ``patches`` embeddings each, as the size
-    among ``sizes`` (height, width) has that fits it best; what pads them is left out, and each line ends with an embedding more."""
+    """LLaVA-NeXT: the image as a whole, and tiles of ``side`` pixels, of ``patches`` x ``patches`` embeddings each, as the one of
+    ``pinpoints`` (height, width) has that fits it best; what pads them is left out, and each line ends with an embedding more."""
 
     side: int
     patches: int
-    sizes: tuple[tuple[int, int], ...]
+    pinpoints: tuple[tuple[int, int], ...]
 
     def __call__(self, width: int, height: int) -> Sized:
-        best = max(self.sizes, key=lambda size: self._fit(width, height, *size))
+        best = max(self.pinpoints, key=lambda size: self._fit(width, height, *size))
         tiles = best[0] // self.side * (best[1] // self.side)
         rows, columns = (self.patches * (side // self.side) for side in best)
         if width / height > columns / rows:
@@ -193,6 +219,10 @@ class Pinpoints:
         pixels = _zeros(1, 1 + tiles, 3, self.side, self.side)
         inputs = {"pixel_values": pixels, "image_sizes": np.array([[height, width]])}
         return Sized(self.patches**2 + rows * columns + rows, inputs)
+
+    def sizes(self, most: int) -> Iterable[tuple[int, int]]:
+        for height, width in self.pinpoints:  # and of as many tiles with the most padding, which has no embeddings
+            yield from ((width, height), (width - self.side + 1, height), (width, height - self.side + 1))
 
     def _fit(self, width: int, height: int, rows: int, columns: int) -> tuple[int, int]:
         """The more pixels of the image are kept, and then the fewer are padding, the better."""
@@ -210,7 +240,7 @@ class Canvases:
     most: int
 
     def __call__(self, width: int, height: int) -> Sized:
-        grids = list(_grids(self.most))
+        grids = list(tile_grids(self.most))
         scales = [min(rows * self.side / height, columns * self.side / width) for rows, columns in grids]
         larger = [scale for scale in scales if scale >= 1]
         wanted = min(larger) if larger else max(scales)
@@ -218,6 +248,9 @@ class Canvases:
         pixels = _zeros(1, 1, self.most, 3, self.side, self.side)
         mask = (np.arange(self.most) < best[0]).astype(np.int64)[None, None]
         return Sized(1, {"pixel_values": pixels, "aspect_ratio_ids": np.array([[best[1] + 1]]), "aspect_ratio_mask": mask})
+
+    def sizes(self, most: int) -> Iterable[tuple[int, int]]:
+        return ((self.side, self.most * self.side),)
 
 
 @dataclass(frozen=True)
@@ -231,10 +264,8 @@ class Crops:
         pixels = _zeros(1 + rows * columns, 3, phi3_v.SIDE, phi3_v.SIDE)
         return Sized(phi3_v.num_embeddings(rows, columns), {"pixel_values": pixels, "grid": np.array([rows, columns])})
 
-
-def _grids(most: int) -> Iterator[tuple[int, int]]:
-    """All of at most so many tiles."""
-    return ((first, second) for first in range(1, most + 1) for second in range(1, most // first + 1))
+    def sizes(self, most: int) -> Iterable[tuple[int, int]]:
+        return ((columns * phi3_v.SIDE, rows * phi3_v.SIDE) for rows, columns in tile_grids(self.most))
 
 
 def _zeros(*shape: int) -> np.ndarray:
@@ -243,21 +274,15 @@ def _zeros(*shape: int) -> np.ndarray:
 
 
 def _llava(theirs: Any, vision: Any) -> Sizing:
-    patches = _patches(theirs, vision)
-    return Squares(vision.image_size, patches**2)
+    return Squares(vision.image_size, _patches(vision) ** 2)
 
 
 def _llava_next(theirs: Any, vision: Any) -> Sizing:
     sizes = tuple((height, width) for height, width in theirs.image_grid_pinpoints)
-    return Pinpoints(vision.image_size, _patches(theirs, vision), sizes)
+    return Pinpoints(vision.image_size, _patches(vision), sizes)
 
 
-def _patches(theirs: Any, vision: Any) -> int:
-    if (strategy := theirs.vision_feature_select_strategy) != "default":
-        raise ValueError(
-            f"the model's config.json (or model.architecture) has vision_feature_select_strategy={strategy!r}: of such a model "
-            "images work where it has a folder with a processor (model.name)"
-        )
+def _patches(vision: Any) -> int:
     return int(vision.image_size // vision.patch_size)
 
 

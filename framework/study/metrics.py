@@ -90,7 +90,8 @@ def compute_metrics(run: RunRecord, slo: SLOConfig, percentiles: Sequence[float]
         metrics["prefix_hit_rate"] = run.prefix_hit_tokens / run.prefix_query_tokens
     if num_images := sum(request.num_images for request in served):
         metrics["num_images"] = num_images
-        metrics["num_image_tokens"] = sum(request.num_image_tokens for request in served)
+    if num_image_tokens := sum(request.num_image_tokens for request in served):  # which no server tells
+        metrics["num_image_tokens"] = num_image_tokens
     if run.num_image_queries:
         metrics["num_images_encoded"] = run.num_images_encoded
         metrics["encoder_hit_rate"] = run.num_image_hits / run.num_image_queries

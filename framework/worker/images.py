@@ -46,6 +46,7 @@ class Images:
         self.whole, self._has_experts = vision.whole, vision.experts
         self._embeddings, self._max_model_len, self._device = embeddings, max_model_len, device
         self._seats: dict[int, _Seat] = {}
+        self._found: tuple[StepRows, list[tuple[int, ImageItem, int, int]]] | None = None
         self.deltas = np.zeros(num_seats + 1, dtype=np.int64) if vision.has_positions else None
 
     def apply(self, step: StepInput) -> None:
@@ -73,8 +74,7 @@ class Images:
 
     def are_in(self, rows: StepRows) -> bool:
         """Whether a step computes tokens of images."""
-        firsts = ((self._seats.get(seat), first) for seat, first in zip(rows.seats.tolist(), rows.first.tolist()))
-        return any(own is not None and first < own.images[-1].end for own, first in firsts) and bool(self._overlaps(rows))
+        return bool(self._overlaps(rows))
 
     def tokens(self, rows: StepRows) -> ImageTokens | None:
         """Those of a step that are placeholders, but for those of its ``failures``; None: there are none."""
@@ -123,9 +123,13 @@ class Images:
         return [found for found in self._overlaps(rows) if self._embeddings.error(found[1]) is None]
 
     def _overlaps(self, rows: StepRows) -> list[tuple[int, ImageItem, int, int]]:
-        """As ``multimodal.items.overlaps`` has them."""
-        seats = (self._seats.get(seat) for seat in rows.seats.tolist())
-        return overlaps([() if own is None else own.images for own in seats], rows.first.tolist(), rows.lengths.tolist())
+        """As ``multimodal.items.overlaps`` has them: found once for a step, which asks several times."""
+        if self._found is None or self._found[0] is not rows:
+            first = rows.first.tolist()
+            seats = zip((self._seats.get(seat) for seat in rows.seats.tolist()), first)
+            images = [own.images if own is not None and begin < own.images[-1].end else () for own, begin in seats]
+            self._found = rows, overlaps(images, first, rows.lengths.tolist()) if any(images) else []
+        return self._found[1]
 
     def _leave(self, seat: int) -> None:
         self._seats.pop(seat, None)

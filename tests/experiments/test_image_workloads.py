@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from experiments.serve_job import serve
+from framework.build import input_processor
 from framework.config import CacheConfig, ExecutorConfig, ModelConfig, SchedulerConfig
-from framework.study.compose import ServeConfig
+from framework.models.read import read_model
+from framework.study.compose import LoadConfig, ServeConfig
+from framework.study.load.config import HttpConfig
+from framework.study.load.run import load
+from framework.study.report import format_metrics
 from framework.study.results import REQUESTS_FILE, collect, collect_requests, write_requests, write_run
-from framework.study.workload import WorkloadConfig
+from framework.study.workload import Pictures, SentPictures, Workload, WorkloadConfig
 
 from ..framework.multimodal.checkpoints import make_without_weights
 
@@ -65,6 +73,7 @@ def test_a_simulated_device_encodes_what_a_real_one_does(folder: Path, tmp_path:
     metrics = found["simulated"].metrics(config(folder, "simulated"))
     assert metrics["num_images"] == 48 and metrics["images_per_s"] == pytest.approx(2 * metrics["requests_per_s"])
     assert metrics["encoder_hit_rate"] == totals["local"][1] / 48
+    assert f"48 in prompts, {metrics['images_per_s']:.2f} images/s, {totals['local'][2]} encoded" in format_metrics(metrics)
     lines = (tmp_path / REQUESTS_FILE).read_text().splitlines()
     head = lines[0].split(",")
     keep = [place for place, name in enumerate(head) if not name.startswith("num_image")]
@@ -80,7 +89,12 @@ def test_a_simulated_device_encodes_what_a_real_one_does(folder: Path, tmp_path:
             {"num_images": 200},
             "workload.num_images(=200 of 32 x 24 pixels cannot work: they| asks for 200 images, but this engine)",
         ),
-        ({"image_width": 3000, "image_height": 2}, r"\(workload.image_width, image_height\): an image of 2400 x 2"),
+        ({"image_width": 3000, "image_height": 2}, r"\(workload.image_width, image_height, image_spread\): an image of 2400 x 2"),
+        ({"image_spread": 0.99, "image_width": 700}, "image_spread.: an image of 1393 x 1 "),
+        ({"image_spread": 0.99, "image_height": 1300}, "image_spread.: an image of 1 x 2587 "),
+        ({"image_spread": 1.0, "image_width": 10**6, "image_height": 10**6}, "image_spread.: an image of 1 x 2000000 "),
+        ({"image_spread": 0.5, "image_width": 9000, "image_height": 9000}, "image_spread.: an image of 13500 x 13500 "),
+        ({"num_distinct_images": 1 << 70}, "workload.num_distinct_images="),
         ({"image_width": 0}, "workload.image_width=0"),
         ({"num_distinct_images": 0}, "workload.num_distinct_images=0"),
     ],
@@ -90,6 +104,33 @@ def test_images_that_no_request_could_have_are_refused_before_anything_runs(
 ) -> None:
     with pytest.raises(ValueError, match=error):
         serve(config(folder, "simulated", **workload))
+
+
+def test_a_server_is_shown_what_an_engine_in_process_is(folder: Path) -> None:
+    """The same pixels between the same tokens."""
+    given = config(folder, "local")
+    info = read_model(given.model)
+    inputs = input_processor(given.model, info, given)
+    places = inputs.image_prompts
+    assert places is not None
+    ours = Workload(given.workload, 200, None, Pictures.of(given.workload, inputs, info.max_model_len))
+    sent = Workload(given.workload, 200, None, SentPictures(given.workload))
+    starts = set()
+    for mine, theirs in zip(ours, sent, strict=True):
+        tokens = list(theirs.prompt_token_ids)
+        for image in reversed(theirs.sent_images):
+            tokens.insert(image.start, places.placeholder_id)
+            starts.add(image.start)
+        files = [base64.b64decode(image.url.removeprefix("data:image/png;base64,")) for image in theirs.sent_images]
+        prompt, images = places.of_tokens(tokens, [Image.open(io.BytesIO(file)) for file in files])
+        assert prompt == mine.prompt_token_ids and [image.key for image in images] == [image.key for image in mine.images]
+        assert theirs.images == () and mine.sent_images == ()
+    assert len(starts) > 5
+
+
+def test_a_prompt_that_is_no_chat_has_no_images() -> None:
+    with pytest.raises(ValueError, match=r"workload\.num_images=2 cannot work: .* with http.endpoint of a chat"):
+        load(LoadConfig(workload=WORKLOAD, http=HttpConfig()), 200, None)
 
 
 def test_a_model_of_text_is_shown_no_images() -> None:

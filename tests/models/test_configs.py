@@ -111,6 +111,18 @@ def test_shapes_have_the_published_number_of_parameters(name: str) -> None:
     assert sum(numbers) == PUBLISHED[name]
 
 
+def test_the_shape_of_qwen3_5_is_that_of_the_librarys_config() -> None:
+    """Whose defaults are this model's but for what it was trained to read; its name says how many parameters there are."""
+    given = yaml.safe_load((CONF / "qwen3.5-35b-a3b.yaml").read_text())["architecture"]
+    theirs = AutoConfig.for_model("qwen3_5_moe_text").to_dict()
+    others = {"dtype", "max_position_embeddings", "eos_token_id"}
+    assert {name for name, value in given.items() if name in theirs and theirs[name] != value} == others
+    found, reason = read_native(given)
+    assert found is not None, reason
+    assert [replace(layer, rope=None) for layer in found.layers] == native(theirs)["layers"]
+    assert round(sum(math.prod(part.shape) for part in all_parts(found)) / 1e9) == 35
+
+
 REFUSED = {
     "its attention is not causal": {"model_type": "gemma", "use_bidirectional_attention": True},
     "part of an encoder-decoder": {"model_type": "gpt_bigcode", "add_cross_attention": True},
@@ -185,6 +197,15 @@ def test_a_window_of_no_tokens_is_none() -> None:
 def test_command_r_reads_as_far_as_it_was_trained() -> None:
     config = {**sizes("cohere"), "model_type": "cohere", "max_position_embeddings": 8192, "model_max_length": 131072}
     assert read_model(ModelConfig("none", load_format="dummy", architecture=config)).max_model_len == 131072
+
+
+def test_gemma_3_counts_its_positions_as_they_are_stretched() -> None:
+    """Others count them as they were before. Its model card says 128K tokens."""
+    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "intermediate_size": 96, "num_attention_heads": 4, "vocab_size": 100}
+    scaling = {"rope_scaling": {"rope_type": "linear", "factor": 8.0}, "max_position_embeddings": 131072}
+    for model_type, longest in (("gemma3_text", 131072), ("llama", 8 * 131072)):
+        config = {**sizes, **scaling, "model_type": model_type}
+        assert read_model(ModelConfig("none", load_format="dummy", architecture=config)).max_model_len == longest
 
 
 OF_A_WRONG_KIND: tuple[tuple[str, str, Any, str], ...] = (

@@ -25,6 +25,11 @@ class PrefixHit:
     blocks: list[list[int]]
     snapshot_ends: Sequence[int] = ()
 
+    @property
+    def shared(self) -> list[int]:
+        """The blocks of all groups."""
+        return [block for table in self.blocks for block in table if block != NULL_BLOCK]
+
 
 class KVCacheManager:
     """The block tables of all requests over one pool.
@@ -104,17 +109,18 @@ class KVCacheManager:
         ends = () if snapshots is None else snapshots.ends(self._prompt_hashes(request), limit)
         return PrefixHit(limit * self.block_size, blocks, tuple(count * self.block_size for count in ends))
 
-    def admit(self, request: Request, hit: PrefixHit, num_tokens: int, num_reserved: int) -> bool:
-        """Gives a request the blocks of ``hit`` and new ones for ``num_tokens`` tokens in all; False, and nothing happens, if
-        the free blocks would not do for ``num_reserved`` blocks in all."""
-        num_hit = self._ceil(hit.num_tokens)
-        num_new = self._ceil(num_tokens) - num_hit
-        shared = [block for table in hit.blocks for block in table if block != NULL_BLOCK]
-        num_cross = self._ceil(request.num_encoded)
+    def has_room(self, request: Request, hit: PrefixHit, num_tokens: int, num_reserved: int) -> bool:
+        """Whether the free blocks would do for ``admit``, and for ``num_reserved`` blocks in all."""
+        num_new = self._ceil(num_tokens) - self._ceil(hit.num_tokens)
+        shared, num_cross = hit.shared, self._ceil(request.num_encoded)
         needed = max(num_reserved - len(shared), num_new * len(self._growing) + num_cross * len(self._cross))
-        if needed > self.pool.num_free - self.pool.num_evictable(shared):
-            return False
-        self.pool.share(shared)
+        return needed <= self.pool.num_free - self.pool.num_evictable(shared)
+
+    def admit(self, request: Request, hit: PrefixHit, num_tokens: int) -> None:
+        """Gives a request the blocks of ``hit`` and new ones for ``num_tokens`` tokens in all, for which there is room."""
+        num_hit = self._ceil(hit.num_tokens)
+        num_new, num_cross = self._ceil(num_tokens) - num_hit, self._ceil(request.num_encoded)
+        self.pool.share(hit.shared)
         request.blocks = hit.blocks
         for group in self._growing:
             request.blocks[group] = hit.blocks[group] + self.pool.allocate(num_new)
@@ -125,7 +131,6 @@ class KVCacheManager:
             request.snapshot_ends = hit.snapshot_ends
             request.snapshot = self._snapshots.use(request.block_hashes[num_hit - 1]) if num_hit else -1
         self._hold(request, hit.num_tokens)
-        return True
 
     def snapshot(self, request: Request) -> int | None:
         """The row that is to keep the states of the tokens that a request has computed with the step that is being made up; None:

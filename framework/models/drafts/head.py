@@ -147,7 +147,7 @@ def layers_info(given: Mapping[str, Any], target: ModelInfo, folder: Path, num_l
     if architecture is None:
         raise ValueError(f"the drafting head in {folder} cannot be served: {reason}")
     refuse_vocabulary(architecture.vocab_size, target, folder)
-    limit = max([architecture.max_position, *(layer.rope.max_len() for layer in architecture.layers if layer.rope)])
+    limit = architecture.longest
     return replace(
         target, config=config, architecture=architecture, max_model_len=min(limit, target.max_model_len), quantization=None
     )

@@ -44,6 +44,7 @@ class Family:
     qk_norm      norms of queries and keys: head: one weight for all heads; heads: one for each; width: over all heads at once.
                  qk_norm_bias: they have biases; qk_norm_rotated: they come after the rotary embedding, in layers
                  that have one, not before
+    scaled_positions  of a rotary embedding that stretches positions, max_position_embeddings counts the stretched ones
     positions    rotary, a learned table with ``position_offset`` unused rows in front, alibi: scores fall with the distance, or
                  relative: what is added to scores is learned by buckets of distances, in a table that all layers share
     alibi_scaled what alibi adds is scaled with the score, and computed in bfloat16
@@ -102,6 +103,7 @@ class Family:
     qk_norm_rotated: bool = False
     positions: Literal["rotary", "learned", "alibi", "relative"] = "rotary"
     position_offset: int = 0
+    scaled_positions: bool = False
     alibi_scaled: bool = False
     rotary_style: Literal["neox", "gptj"] = "neox"
     rotates: Callable[[Config, int, bool], bool] = lambda config, layer, windowed: True

@@ -95,6 +95,7 @@ _GEMMA3 = replace(
     derived=_embedding_gemma,
     variant=lambda config: {"causal": not config["use_bidirectional_attention"]},
     qk_norm="head",
+    scaled_positions=True,
     windowed=lambda config, layer: (layer + 1) % config["sliding_window_pattern"] != 0,
     refuse=lambda config: None,
 )

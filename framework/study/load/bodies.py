@@ -14,10 +14,10 @@ def body(request: WorkloadRequest, config: HttpConfig, model: str, tokenizer: An
     sampling = request.sampling
     fields: dict[str, Any] = {"model": model}
     if config.is_chat:
-        fields["messages"] = [{"role": "user", "content": _text(request, tokenizer)}]
+        fields["messages"] = [{"role": "user", "content": _content(request, tokenizer)}]
         fields["max_completion_tokens"] = sampling.max_tokens
     else:
-        fields["prompt"] = request.prompt_token_ids if config.prompts == "tokens" else _text(request, tokenizer)
+        fields["prompt"] = request.prompt_token_ids if config.prompts == "tokens" else _text(request.prompt_token_ids, tokenizer)
         fields["max_tokens"] = sampling.max_tokens
     for name in ("temperature", "top_p", "presence_penalty", "frequency_penalty", "seed"):
         fields[name] = getattr(sampling, name)
@@ -29,10 +29,26 @@ def body(request: WorkloadRequest, config: HttpConfig, model: str, tokenizer: An
     return json.dumps(fields).encode()
 
 
-def _text(request: WorkloadRequest, tokenizer: Any) -> str:
+def _content(request: WorkloadRequest, tokenizer: Any) -> str | list[dict[str, Any]]:
+    """What a chat is asked: text, or pieces of it with the images between them."""
+    ids, parts, start = request.prompt_token_ids, list[dict[str, Any]](), 0
+    if not request.sent_images:
+        return _text(ids, tokenizer)
+    for image in request.sent_images:
+        parts += _piece(ids[start : image.start], tokenizer)
+        parts.append({"type": "image_url", "image_url": {"url": image.url}})
+        start = image.start
+    return parts + _piece(ids[start:], tokenizer)
+
+
+def _piece(ids: list[int], tokenizer: Any) -> list[dict[str, Any]]:
+    return [{"type": "text", "text": _text(ids, tokenizer)}] if ids else []
+
+
+def _text(ids: list[int], tokenizer: Any) -> str:
     if tokenizer is None:
         raise ValueError(
             "a prompt as text needs a tokenizer, and this model has none: set model.tokenizer, or http.prompts=tokens "
             "with http.endpoint=/v1/completions"
         )
-    return tokenizer.decode(request.prompt_token_ids)
+    return tokenizer.decode(ids)

@@ -102,6 +102,7 @@ async def ask_all(
                     len(request.prompt_token_ids),
                     priority=request.priority,
                     num_known_tokens=request.num_known_tokens,
+                    num_images=len(request.sent_images),
                 )
                 records.append(record)
                 answers.append(Answer())

@@ -13,7 +13,7 @@ from ..machine_load import machine_load
 from ..metrics import PERCENTILES
 from ..records import RunRecord
 from ..served import Served
-from ..workload import WorkloadRequest, build_workload, warmup_workload
+from ..workload import SentPictures, WorkloadRequest, build_workload, warmup_workload
 from .client import Client
 from .config import HttpConfig
 from .driver import Loaded, ask_all
@@ -34,7 +34,8 @@ def load(
     if count := config.workload.decoder_tokens:
         raise ValueError(f"workload.decoder_tokens={count} cannot work: no HTTP request says what a decoder begins with")
     encode = tokenizer.encode if tokenizer else None
-    workload = build_workload(config.workload, vocab_size, encode)
+    pictures = SentPictures(config.workload) if config.workload.num_images and config.http.is_chat else None
+    workload = build_workload(config.workload, vocab_size, encode, pictures)
     warmup = warmup_workload(config.num_warmup_requests, config.seed, vocab_size, encode)
     asked = asyncio.run(_ask(config.http, workload, warmup, tokenizer, progress))
     record = RunRecord([*asked.loaded.records])
@@ -42,6 +43,9 @@ def load(
     record.drafts = drafts(asked.scrape).since(drafts(asked.before))
     record.prefix_query_tokens = counted.pop("prefix_query_tokens", 0)
     record.prefix_hit_tokens = counted.pop("prefix_hit_tokens", 0)
+    record.num_image_queries = counted.pop("num_image_queries", 0)
+    record.num_image_hits = counted.pop("num_image_hits", 0)
+    record.num_images_encoded = counted.pop("num_images_encoded", record.num_image_queries - record.num_image_hits)
     counted_by = sorted({request.counted_by for request in asked.loaded.records if request.counted_by})
     system = {"version": asked.version, "counted_by": ",".join(counted_by)}
     if backends := structured_backends(asked.scrape):

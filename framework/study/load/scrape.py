@@ -14,6 +14,9 @@ COUNTERS = {
     "num_preemptions": "vllm:num_preemptions_total",
     "prefix_query_tokens": "vllm:prefix_cache_queries_total",
     "prefix_hit_tokens": "vllm:prefix_cache_hits_total",
+    "num_image_queries": "vllm:mm_cache_queries_total",
+    "num_image_hits": "vllm:mm_cache_hits_total",
+    "num_images_encoded": "kernelswap:images_encoded_total",
     "num_draft_tokens": "vllm:spec_decode_num_draft_tokens_total",
 }
 DRAFTED = "vllm:spec_decode_num_drafts_total"

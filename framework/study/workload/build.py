@@ -14,7 +14,7 @@ from ...multimodal.items import ImageItem
 from ...sampling_params import SamplingParams
 from .arrivals import gamma_arrivals
 from .config import WorkloadConfig
-from .pictures import Pictures
+from .pictures import Pictures, SentImage, SentPictures
 from .prompts import (
     ADAPTERS,
     ARRIVALS,
@@ -45,6 +45,7 @@ class WorkloadRequest:
     decoder_token_ids  of an encoder-decoder, what its decoder begins with behind what all do
     num_known_tokens  of its prompt's, at the start: those in blocks that an earlier request had too, as the trace's own names of
                   blocks say, the last token aside, which is always computed; None for a trace that names none
+    sent_images   in place of ``images``, where a server prepares them
     """
 
     arrival_s: float
@@ -57,6 +58,7 @@ class WorkloadRequest:
     lora_request: LoRARequest | None = None
     decoder_token_ids: list[int] = field(default_factory=list)
     images: tuple[ImageItem, ...] = ()
+    sent_images: tuple[SentImage, ...] = ()
 
 
 class Arrival(NamedTuple):
@@ -76,12 +78,14 @@ class Workload(Sequence[WorkloadRequest]):
     arrivals  of all requests
     """
 
-    def __init__(self, config: WorkloadConfig, vocab_size: int, encode: Encode | None, pictures: Pictures | None = None) -> None:
+    def __init__(
+        self, config: WorkloadConfig, vocab_size: int, encode: Encode | None, pictures: Pictures | SentPictures | None = None
+    ) -> None:
         config.validate()
         if config.num_images and pictures is None:
             raise ValueError(
-                f"workload.num_images={config.num_images} cannot work: what serves this workload is shown no images; only "
-                "experiments/serve.py with system=kernelswap shows some"
+                f"workload.num_images={config.num_images} cannot work: what serves this workload is shown no images; "
+                "experiments/serve.py with system=kernelswap shows some, and experiments/load.py with http.endpoint of a chat"
             )
         self._pictures = pictures
         self._config, self._entries, needs_tokenizer = config, *_entries(config)
@@ -117,10 +121,14 @@ class Workload(Sequence[WorkloadRequest]):
         config, (arrival_s, user, think_time_s) = self._config, self.arrivals[index]
         num_output = self._num_output_tokens(index)
         images: tuple[ImageItem, ...] = ()
+        sent: tuple[SentImage, ...] = ()
         prompt = (self._prefix + self._prompt(index))[: config.max_prompt_tokens]
         num_known = self._num_known_tokens(index, len(prompt))
-        if self._pictures is not None:
+        if isinstance(self._pictures, SentPictures):
+            sent = self._pictures.of(index, len(prompt), len(self._prefix))
+        elif self._pictures is not None:
             prompt, images = self._pictures.put(index, prompt, len(self._prefix))
+        if self._pictures is not None:
             num_known = None  # a trace knows nothing of images
         return WorkloadRequest(
             arrival_s,
@@ -139,6 +147,7 @@ class Workload(Sequence[WorkloadRequest]):
             self._adapters[index],
             self._decoder_tokens(index),
             images,
+            sent,
         )
 
     def _decoder_tokens(self, index: int) -> list[int]:
@@ -200,9 +209,11 @@ class Workload(Sequence[WorkloadRequest]):
         return [time_s + round_ * period_s for round_ in range(config.repeat) for time_s in times]
 
 
-def build_workload(config: WorkloadConfig, vocab_size: int, encode: Encode | None) -> list[WorkloadRequest]:
+def build_workload(
+    config: WorkloadConfig, vocab_size: int, encode: Encode | None, pictures: SentPictures | None = None
+) -> list[WorkloadRequest]:
     """All requests of a ``Workload`` at once: while time is measured, none is to be made."""
-    return list(Workload(config, vocab_size, encode))
+    return list(Workload(config, vocab_size, encode, pictures))
 
 
 def warmup_workload(num_requests: int, seed: int, vocab_size: int, encode: Encode | None) -> list[WorkloadRequest]:

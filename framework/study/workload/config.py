@@ -54,7 +54,8 @@ class WorkloadConfig:
     lora_folder     adapters of peft, in folders 1, 2, ... below it; None = they are made up at random, with lora_rank, on all
                     linear layers that there can be adapters of
 
-    num_images      images in each prompt, on top of its tokens: each before all that is its own, behind it, or somewhere within
+    num_images      images in each prompt, on top of its tokens: each before all that is its own, behind it, or somewhere within;
+                    over HTTP of a chat
     image_width, image_height, image_spread    sides are uniform in mean * [1 - spread, 1 + spread], in pixels
     num_distinct_images    each image is one of so many, by chance, so that some come again; None = no two are the same
 
@@ -132,6 +133,8 @@ class WorkloadConfig:
         _require(self.num_priorities <= 1 << 31, "num_priorities", self.num_priorities, "2^31 at most")
         for key in ("prompt_spread", "output_spread", "decoder_spread", "image_spread"):
             _require(0 <= getattr(self, key) <= 1, key, getattr(self, key), "between 0 and 1")
+        distinct = self.num_distinct_images
+        _require(distinct is None or distinct <= 1 << 31, "num_distinct_images", distinct, "2^31 at most, or null: all differ")
         for key in ("num_requests", "max_prompt_tokens", "max_output_tokens", "num_priorities", "num_distinct_images"):
             value = getattr(self, key)
             _require(value is None or value > 0, key, value, "more than 0, or null")

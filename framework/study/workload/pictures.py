@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import base64
+import io
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ...engine.images import check_size
 from ...multimodal.items import ImageItem
 from ...multimodal.places import ImagePlaces, PreparedImage
 from ...multimodal.sized import SizedImages
@@ -35,12 +39,15 @@ class Pictures:
             raise ValueError(f"workload.num_images={config.num_images} cannot work: {inputs.no_images}")
         places.check_count(config.num_images, "workload.num_images asks for")
         found = cls(config, places)
-        width, height = (_bounds(side, config.image_spread)[0] for side in (config.image_width, config.image_height))
+        widths, heights = (_bounds(side, config.image_spread) for side in (config.image_width, config.image_height))
+        (width, most_width), (height, most_height) = widths, heights
         asked = f"workload.num_images={config.num_images} of {width} x {height} pixels cannot work"
         try:
+            for size in ((width, most_height), (most_width, height), (most_width, most_height)):
+                check_size(*size)
             image = found._drawn(0, width, height)
         except ValueError as error:
-            raise ValueError(f"{asked} (workload.image_width, image_height): {error}") from error
+            raise ValueError(f"{asked} (workload.image_width, image_height, image_spread): {error}") from error
         num_tokens = config.num_images * len(image.token_ids)
         if num_tokens >= max_model_len:
             raise ValueError(
@@ -52,35 +59,68 @@ class Pictures:
     def put(self, index: int, prompt: list[int], first: int) -> tuple[list[int], tuple[ImageItem, ...]]:
         """The prompt of request ``index`` with its images, of which each stands before the token ``first``, behind the last, or
         anywhere between, as often; and with as many placeholders as they have embeddings."""
-        config, places, rng = self._config, self._places, stream(self._config.seed, IMAGE_PLACES, index)
+        places = self._places
         taken = {places.token_id, places.placeholder_id}
         other = min({0, 1, 2} - taken)
         text = [other if token in taken else token for token in prompt]
-        first = min(first, len(text))
-        spots = [(first, int(rng.integers(first, len(text) + 1)), len(text))[rng.integers(3)] for _ in range(config.num_images)]
-        for spot in sorted(spots, reverse=True):
+        spots, names = _chosen(self._config, index, first, len(text))
+        for spot in reversed(spots):
             text.insert(spot, places.placeholder_id)
-        return places.of_tokens(text, [self._image(index, nth, rng) for nth in range(config.num_images)])
+        return places.of_tokens(text, [self._image(name) for name in names])
 
-    def _image(self, index: int, nth: int, rng: np.random.Generator) -> PreparedImage:
-        config = self._config
-        if config.num_distinct_images is None:
-            return self._sized(index * config.num_images + nth)
-        name = int(rng.integers(config.num_distinct_images))
+    def _image(self, name: int) -> PreparedImage:
+        if self._config.num_distinct_images is None:
+            return self._drawn(name, *_size(self._config, name))
         if name not in self._known:
-            self._known[name] = self._sized(name)
+            self._known[name] = self._drawn(name, *_size(self._config, name))
         return self._known[name]
-
-    def _sized(self, name: int) -> PreparedImage:
-        config, rng = self._config, stream(self._config.seed, IMAGE_SIZES, name)
-        sides = (_bounds(side, config.image_spread) for side in (config.image_width, config.image_height))
-        width, height = (int(rng.integers(least, most + 1)) for least, most in sides)
-        return self._drawn(name, width, height)
 
     def _drawn(self, name: int, width: int, height: int) -> PreparedImage:
         if isinstance(self._places, SizedImages):
             return self._places.of_size(width, height, f"{self._config.seed} {name}".encode())
         return self._places.prepared(picture(self._config.seed, name, width, height))
+
+
+@dataclass(frozen=True)
+class SentImage:
+    """An image for a server, which prepares it itself. start: the token of the prompt that it stands before; url: its bytes."""
+
+    start: int
+    url: str
+
+
+class SentPictures:
+    """The same images at the same places of a workload whose prompts are sent to a server as text."""
+
+    def __init__(self, config: WorkloadConfig) -> None:
+        self._config = config
+
+    def of(self, index: int, num_tokens: int, first: int) -> tuple[SentImage, ...]:
+        """Of request ``index``, whose prompt has ``num_tokens``; where they stand is as of ``Pictures.put``."""
+        return tuple(SentImage(spot, self._url(name)) for spot, name in zip(*_chosen(self._config, index, first, num_tokens)))
+
+    def _url(self, name: int) -> str:
+        file = io.BytesIO()
+        picture(self._config.seed, name, *_size(self._config, name)).save(file, "PNG")
+        return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def _chosen(config: WorkloadConfig, index: int, first: int, num_tokens: int) -> tuple[list[int], list[int]]:
+    """Of the images of request ``index``: the tokens that they stand before, in order, and their names."""
+    rng, first = stream(config.seed, IMAGE_PLACES, index), min(first, num_tokens)
+    spots = [(first, int(rng.integers(first, num_tokens + 1)), num_tokens)[rng.integers(3)] for _ in range(config.num_images)]
+    names = [index * config.num_images + nth for nth in range(config.num_images)]
+    if config.num_distinct_images is not None:
+        names = [int(rng.integers(config.num_distinct_images)) for _ in names]
+    return sorted(spots), names
+
+
+def _size(config: WorkloadConfig, name: int) -> tuple[int, int]:
+    rng = stream(config.seed, IMAGE_SIZES, name)
+    (least_width, most_width), (least_height, most_height) = (
+        _bounds(side, config.image_spread) for side in (config.image_width, config.image_height)
+    )
+    return int(rng.integers(least_width, most_width + 1)), int(rng.integers(least_height, most_height + 1))
 
 
 def picture(seed: int, name: int, width: int, height: int) -> Any:

@@ -22,7 +22,7 @@ def make_manager(model: str = "full", num_blocks: int = 20, prefix_caching: bool
 def admit(manager: KVCacheManager, request: Request) -> int:
     """Computes the whole prompt at once; returns how many of its tokens the cache held."""
     hit = manager.lookup(request)
-    assert manager.admit(request, hit, request.num_tokens, 0)
+    manager.admit(request, hit, request.num_tokens)
     manager.advance(request, request.num_tokens)
     return hit.num_tokens
 
@@ -133,7 +133,7 @@ def test_where_tokens_read_ahead_the_last_cached_block_does_not_count(model: str
 def test_only_computed_blocks_are_found() -> None:
     manager = make_manager()
     request = make_request(list(range(12)))
-    assert manager.admit(request, manager.lookup(request), 12, 0)
+    manager.admit(request, manager.lookup(request), 12)
     assert manager.lookup(make_request(list(range(13)))).num_tokens == 0
     manager.advance(request, 7)
     assert manager.lookup(make_request(list(range(13)))).num_tokens == 4 and request.next_event == 8
@@ -155,7 +155,7 @@ def test_admission_counts_the_free_blocks_it_reuses() -> None:
     manager.free(request)
     longer = make_request(list(range(20)))
     hit = manager.lookup(longer)
-    assert hit.num_tokens == 16 and not manager.admit(longer, hit, 20, 0)
+    assert hit.num_tokens == 16 and not manager.has_room(longer, hit, 20, 0)
     manager.check_invariants()
     assert manager.pool.num_free == 4
 
@@ -163,8 +163,9 @@ def test_admission_counts_the_free_blocks_it_reuses() -> None:
 def test_a_reservation_keeps_a_prompt_out_that_would_not_fit_later() -> None:
     manager = make_manager(num_blocks=5)
     request = make_request(list(range(16)))
-    assert not manager.admit(request, manager.lookup(request), 4, num_reserved=5)
-    assert manager.admit(request, manager.lookup(request), 4, num_reserved=4)
+    assert not manager.has_room(request, manager.lookup(request), 4, num_reserved=5)
+    assert manager.has_room(request, manager.lookup(request), 4, num_reserved=4)
+    manager.admit(request, manager.lookup(request), 4)
     assert request.capacity == 4 and manager.grow(request, 4) == []
     assert manager.grow(request, 9) == [(0, request.blocks[0][1:])] and request.capacity == 12
     assert manager.grow(request, 17 + 4) is None and request.capacity == 12

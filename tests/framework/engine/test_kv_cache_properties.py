@@ -53,9 +53,10 @@ class Books:
         hit = self.manager.lookup(request)
         assert hit.num_tokens % self.size == 0 and hit.num_tokens < len(tokens)
         count = self.cut(hit.snapshot_ends, hit.num_tokens, len(tokens))
-        if not self.manager.admit(request, hit, count, 0):
+        if not self.manager.has_room(request, hit, count, 0):
             self.num_refused += 1
             return
+        self.manager.admit(request, hit, count)
         self.num_hits += hit.num_tokens > 0
         self.live[request] = hit.num_tokens
         assert (request.snapshot >= 0) == (self.has_states and hit.num_tokens > 0)

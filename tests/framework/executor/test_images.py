@@ -25,7 +25,9 @@ from framework.config import (
     SpeculativeConfig,
 )
 from framework.engine.engine import Engine
+from framework.engine.kv_cache.spec import block_bytes
 from framework.executor.calls import CallList
+from framework.executor.device_memory import activation_bytes
 from framework.models.ranks import stages
 from framework.models.read import read_model
 from framework.sampling_params import SamplingParams
@@ -141,6 +143,22 @@ def test_the_published_number_of_parameters() -> None:
     config = shape("llama-3.2-11b-vision")
     config.executor.device = "h200"
     assert build_engine(config).executor.weight_bytes == 2 * 10_642_941_475
+
+
+def test_larger_images_leave_less_room() -> None:
+    """As their embeddings are kept, and while a tower computes them."""
+    room, needed = [], []
+    for kept in (100, 16000):
+        config = shape("qwen2-vl-7b")
+        config.executor.device, config.cache.num_blocks = "h200", None
+        config.scheduler = SchedulerConfig(max_num_seqs=64, max_num_batched_tokens=64, encoder_cache=kept)
+        engine = build_engine(config)
+        room.append(engine.executor.num_blocks * block_bytes(engine.executor.groups, config.cache.block_size))
+        info, patches = read_model(config.model), 4 * kept
+        assert info.architecture is not None
+        of_step = activation_bytes(info.architecture, config, info.dtype)
+        needed.append(max(of_step, 2 * patches * (2 * 1280 + 2 * 5120)) + 2 * kept * 3584)
+    assert room[0] - room[1] == pytest.approx(needed[1] - needed[0], rel=0.01)
 
 
 def test_one_image_of_several_requests_is_encoded_once(mllama: Path) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
 from typing import Any
 
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import MllamaModel
 
@@ -67,15 +69,22 @@ def image_of(info: ModelInfo, images: SizedImages, width: int, height: int) -> I
     return given.images[0]
 
 
+def tensors(image: ImageItem) -> dict[str, torch.Tensor]:
+    return {name: torch.tensor(value) for name, value in image.inputs.items()}
+
+
+@torch.inference_mode()
+def encode(module: Any, inputs: dict[str, torch.Tensor]) -> None:
+    if isinstance(module, MllamaModel):
+        num_tiles = int(inputs["aspect_ratio_mask"].sum())
+        module.multi_modal_projector(module.vision_model(**inputs).last_hidden_state[0, 0, :num_tiles])
+    else:
+        module.get_image_features(**inputs, return_dict=True)
+
+
 def library_flops(module: Any, image: ImageItem) -> int:
-    inputs = {name: torch.tensor(value) for name, value in image.inputs.items()}
-    # Of the backends of attention, one that torch counts.
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.inference_mode():
-        if isinstance(module, MllamaModel):
-            num_tiles = int(inputs["aspect_ratio_mask"].sum())
-            module.multi_modal_projector(module.vision_model(**inputs).last_hidden_state[0, 0, :num_tiles])
-        else:
-            module.get_image_features(**inputs, return_dict=True)
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):  # which is one that it counts
+        encode(module, tensors(image))
     return counter.get_total_flops()
 
 
@@ -99,6 +108,42 @@ def test_products_are_those_that_the_library_computes(name: str) -> None:
         if isinstance(item, Parts) and tower.joined:  # the mask is an outer product of a vector that says what is padding
             found += 2 * sum(item.parts) ** 2
         assert found == expected
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_the_largest_image_is_that_of_all_that_are_taken(name: str) -> None:
+    """Of images of all shapes, whose embeddings are kept."""
+    config, info, tower = model_of(name)
+    images = SizedImages(config.model, info, None, None)
+    sides = (1, 7, 20, 28, 40, 56, 60, 84, 112, 200, 336, 500, 672, 1344)
+    found = [
+        images.of_size(width, height, b"") for width in sides for height in sides if max(width, height) <= 200 * min(width, height)
+    ]
+    for capacity in (1, 5, 16, 20, 70, 16384):
+        config.scheduler.encoder_cache = capacity
+        items = [tower.item(ImageItem(0, image.count, b"", image.inputs)) for image in found if image.count <= capacity]
+        largest = max((positions(item) for item in items), default=0)
+        assert largest <= tower.encoders(config, info).max_positions <= 1.1 * largest or name == "llava_next"
+
+
+def positions(item: Item) -> int:
+    return item if isinstance(item, int) else sum(item.parts)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_activations_are_about_those_of_the_library(name: str) -> None:
+    """At their peak, as torch counts what it allocates, of the largest image."""
+    config, info, tower = model_of(name)
+    module, images = _modules(config.model, info).eval().float(), SizedImages(config.model, info, None, None)
+    found = (image_of(info, images, *size) for size in images.sizing.sizes(config.scheduler.encoder_cache))
+    image = max(found, key=lambda image: positions(tower.item(image)))
+    inputs = tensors(image)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        encode(module, inputs)
+    kineto: Any = profiler.profiler
+    changes = [event.nbytes() for event in kineto.kineto_results.events() if event.name() == "[memory]"]
+    estimate = tower.encoders(config, info).activation_bytes(4)
+    assert 0.5 < estimate / max(accumulate(changes)) < 1.25
 
 
 @pytest.mark.parametrize("name", SHAPES)

@@ -119,6 +119,17 @@ def test_without_chunks_the_images_of_a_prompt_are_encoded_in_one_step_or_in_non
     books(capacity=20).check([item(start, 8, start) for start in (0, 8, 16)])
 
 
+def test_without_chunks_a_prompt_for_whose_images_there_is_no_room_has_none_encoded() -> None:
+    cache = books(budget=30, capacity=12, chunked=False)
+    cache.start_step()
+    assert cache.fit(request([item(0, 4, 1)], 6), 0, 6) == 6
+    assert cache.fit(request([item(0, 5, 2), item(6, 5, 3)], 20), 0, 20) == 0
+    assert told(cache) == ([1], []) and cache.num_queries == 1
+    cache.start_step()
+    assert cache.fit(request([item(0, 6, 4), item(7, 4, 1)], 20), 0, 20) == 20
+    assert told(cache) == ([4], []), "its own image makes no room for another of it"
+
+
 def test_what_a_failed_step_encoded_is_encoded_again() -> None:
     cache = books()
     cache.start_step()

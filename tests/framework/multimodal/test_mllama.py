@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 from transformers import AutoProcessor
-from transformers.models.mllama.image_processing_pil_mllama import MllamaImageProcessorPil
+from transformers.models.mllama.image_processing_pil_mllama import MllamaImageProcessorPil, get_all_supported_aspect_ratios
 from transformers.models.mllama.processing_mllama import (
     convert_sparse_cross_attention_mask_to_dense,
     get_cross_attention_token_mask,
@@ -28,6 +28,7 @@ from framework.config import CacheConfig, ExecutorConfig, GraphConfig, ModelConf
 from framework.engine.encoding import ImageViews, View
 from framework.engine.engine import Engine
 from framework.models.image_encoder import ImageEncoder
+from framework.models.vision import tile_grids
 from framework.multimodal.items import ImageItem
 from framework.outputs import RequestOutput
 from framework.worker.decode_graphs import DecodeGraphs
@@ -438,6 +439,10 @@ def test_an_encoder_that_fails_ends_its_request_and_no_others(depth: int, lively
             {"intermediate_layers_indices": [0, 4]},
             r"vision_config.intermediate_layers_indices=\[0, 4\], expected numbers from 0 to",
         ),
+        (
+            {"supported_aspect_ratios": [[1, 1], [1, 2], [2, 1]]},
+            r"supported_aspect_ratios=\[\[1, 1\], \[1, 2\], \[2, 1\]\], but .* max_num_tiles=4 so: \[\[1, 1\], \[1, 2\], \[1, 3\]",
+        ),
         ({"hidden_act": "none"}, "transformers .* refuses its config.json .*'none'"),
     ],
 )
@@ -445,6 +450,11 @@ def test_towers_that_cannot_be_are_refused(change: dict[str, Any], said: str, li
     tower = lively.library.config.vision_config.to_dict()
     with pytest.raises(ValueError, match=said):
         build(lively, model={"architecture": {"vision_config": {**tower, **change}}})
+
+
+def test_grids_are_numbered_as_the_library_does_it() -> None:
+    for most in range(1, 20):
+        assert list(tile_grids(most)) == get_all_supported_aspect_ratios(most)
 
 
 @pytest.mark.parametrize("change", [{"max_image_tiles": 3}, {"size": {"height": 56, "width": 56}}])

@@ -94,6 +94,18 @@ def test_other_images_are_other_tokens() -> None:
     assert first == again != other
 
 
+@pytest.mark.parametrize("chunked", [True, False])
+def test_a_request_that_waits_for_blocks_comes_to_no_image(chunked: bool) -> None:
+    """Each step would count it once more, and have its image encoded once more where others take the room."""
+    scheduler = SchedulerConfig(chunked_prefill=chunked, encoder_budget=40, encoder_cache=40)
+    running = engine("llava", "null", CacheConfig(4, num_blocks=8, prefix_caching=False, check_invariants=True), scheduler)
+    given = [{"prompt_token_ids": [5, 258, 6], "multi_modal_data": {"image": picture(seed)}} for seed in range(6)]
+    run(running, [(running.inputs.prompt(one), 8) for one in given], set())
+    stats = running.stats()
+    assert stats.num_preemptions == 0
+    assert (stats.num_image_queries, stats.num_image_hits, stats.num_images_encoded) == (6, 0, 6)
+
+
 def steps_of(running: Engine, given: EngineInput) -> list[float]:
     """When each token came."""
     running.add_request("0", given, token_params(max_tokens=4, ignore_eos=True))

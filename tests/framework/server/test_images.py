@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import socket
 import struct
 import threading
@@ -16,11 +17,18 @@ from typing import Any
 
 import openai
 import pytest
+from PIL import Image
 
 from framework import LLM, AsyncEngine, SamplingParams
 from framework.server import image_urls
 from framework.server.config import ServerConfig
 from framework.server.image_urls import ImageURLs, is_public
+from framework.study.compose import LoadConfig
+from framework.study.load.bodies import body
+from framework.study.load.config import HttpConfig
+from framework.study.load.driver import HttpRecord
+from framework.study.load.run import load
+from framework.study.workload import SentPictures, WorkloadConfig, build_workload
 
 from ..multimodal.checkpoints import make, picture
 from ..multimodal.test_serving import animated, url
@@ -127,6 +135,17 @@ def test_whoever_shows_an_image_it_is_seen(role: str, llava: tuple[HTTPServer, L
     assert status == 200 and body["tokens"].count(258) == 16, body
 
 
+@pytest.mark.parametrize("content", ["hello", [{"type": "text", "text": "hel"}, {"type": "text", "text": "lo"}]])
+def test_a_template_of_parts_is_given_parts_where_there_is_text_alone(content: Any, llava: tuple[HTTPServer, LLM]) -> None:
+    """Also one that the model does not bring itself."""
+    server, offline = llava
+    status, body = server.post("/tokenize", model="llava", messages=[{"role": "user", "content": content}])
+    text = content if isinstance(content, str) else "hel\nlo"
+    assert status == 200 and body["tokens"] == offline.get_tokenizer().encode(text)
+    messages: Any = [{"role": "user", "content": text}]
+    assert offline.chat(messages, chat_template=TEMPLATE, use_tqdm=False)[0].prompt_token_ids == body["tokens"]
+
+
 def test_an_image_is_fetched_from_a_host_that_is_trusted(llava: tuple[HTTPServer, LLM], monkeypatch: pytest.MonkeyPatch) -> None:
     server, _ = llava
     asked = {"model": "llava", "temperature": 0, "max_tokens": 6}
@@ -164,6 +183,8 @@ def test_an_image_is_fetched_from_a_host_that_is_trusted(llava: tuple[HTTPServer
         ([part("file:///etc/passwd")], "must be a URL of the form data:image/"),
         ([part("data:image/png;base64,aGVsbG8=")], "no image that Pillow can open"),
         ([part(url(animated(), "GIF", save_all=True))], "2 pictures cannot work"),
+        ([part(url(picture(1), "TIFF"))], "formats: PNG, JPEG, WEBP, GIF, BMP"),
+        ([part(url(picture(1), "EPS").replace("eps", "png", 1))], "formats: PNG, JPEG, WEBP, GIF, BMP"),
         ([part(5)], "must be a URL"),
         ([part(url(picture(1)))] * 3, "3 images are more than the 2"),
         ([{"type": "video_url", "video_url": {"url": "data:"}}], "content of type 'video_url' is not supported"),
@@ -222,3 +243,30 @@ def test_a_host_that_gives_byte_after_byte_is_left(monkeypatch: pytest.MonkeyPat
 )
 def test_which_addresses_are_public(address: str, found: bool) -> None:
     assert is_public(address) == found
+
+
+def test_a_load_with_images(llava: tuple[HTTPServer, LLM]) -> None:
+    """Tokens are those of the same conversations offline; the server says how often it had an image already."""
+    server, llm = llava
+    tokenizer = llm.get_tokenizer()
+    images = {"num_images": 2, "image_width": 40, "image_height": 30, "num_distinct_images": 3}
+    sizes = {"prompt_tokens": 12, "output_tokens": 3, "output_spread": 0}
+    asked = WorkloadConfig(source="python", num_requests=6, rate=200, **sizes, **images)
+    http = HttpConfig(server.url, "/v1/chat/completions", prompts="text", timeout_s=60)
+    config = LoadConfig(workload=asked, http=http, num_warmup_requests=0)
+    served = load(config, llm.engine.executor.vocab_size, tokenizer, progress=False)
+    metrics = served.metrics(config)
+    assert (metrics["num_completed"], metrics["num_images"]) == (6, 12), [record.error for record in served.record.requests]
+    workload = build_workload(asked, 1, tokenizer.encode, SentPictures(asked))
+    assert metrics["num_images_encoded"] == 3 and 0.5 < metrics["encoder_hit_rate"] < 1
+    assert "num_image_tokens" not in metrics, "which the server does not tell"
+    for request, record in zip(workload, served.record.requests):
+        parts = json.loads(body(request, http, "llava", tokenizer))["messages"][0]["content"]
+        shown = [{"type": "image", "image": opened(p["image_url"]["url"])} if p["type"] == "image_url" else p for p in parts]
+        output = llm.chat(message(*shown), request.sampling, chat_template=TEMPLATE, use_tqdm=False)[0]
+        assert isinstance(record, HttpRecord) and list(record.token_ids) == list(output.outputs[0].token_ids)
+        assert record.num_prompt_tokens == len(output.prompt_token_ids or ())
+
+
+def opened(address: str) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(address.partition(",")[2])))
