@@ -26,6 +26,8 @@ BACKENDS = ("auto", "native", "transformers")
 LATENT_PREFILLS = ("absorbed", "expanded")
 GENERATION_CONFIGS = ("auto", "none")
 MAX_NOISE = 2.0
+MAX_BLOCKS = 1 << 24
+"""Whose books a host holds in about a GiB."""
 ROUNDED_SCHEMES = ("rtn-int4", "int8", "int8-weight", "fp8", "fp8-block")
 CALIBRATED_SCHEMES = ("gptq-int4", "awq-int4", "autoround-int4")
 QUANT_SCHEMES = ("none", *ROUNDED_SCHEMES, *CALIBRATED_SCHEMES)
@@ -110,7 +112,7 @@ class CacheConfig:
 
     block_size        tokens per block; 0 = what suits the device: 64 where kernels fetch tiles by TMA (Hopper and
                       later), else 16
-    num_blocks        blocks per group; None = from the memory budget
+    num_blocks        blocks per group; None = as many as fit the memory budget and are of use, 2^24 at most
     memory_bytes      memory budget; None = as the device says: memory_fraction of a GPU, 1 GiB on a CPU
     memory_fraction   part of the GPU's memory that weights, activations and cache may take together
     dtype             auto (the model's), float32, float16, bfloat16; quantized, with a scale per token and head: float8_e4m3fn,
@@ -280,7 +282,7 @@ class EngineConfig:
             require(is_possible, f"model.limit_mm_per_prompt.{kind}", most, expected)
         require(c.block_size >= 0, "cache.block_size", c.block_size, "0 (automatic) or a positive number")
         expected = "at least 2 (block 0 is the null block) and at most 2^24, or null"
-        require(c.num_blocks is None or 2 <= c.num_blocks <= 1 << 24, "cache.num_blocks", c.num_blocks, expected)
+        require(c.num_blocks is None or 2 <= c.num_blocks <= MAX_BLOCKS, "cache.num_blocks", c.num_blocks, expected)
         q = self.quant
         require(q.group_size == -1 or q.group_size > 0, "quant.group_size", q.group_size, "-1 (whole rows) or a positive number")
         require(q.num_samples > 0, "quant.num_samples", q.num_samples, "a positive number")
