@@ -1287,7 +1287,7 @@ MUTANTS = [
         "(info.pooling is not None and info.pooling.answer_tokens)",
         "False",
     ),
-    Mutant("of a tied model the first rows are compared", _WEIGHTS, "in range(0, num_rows, _COMPARED_ROWS)", "in range(1)"),
+    Mutant("of a tied model the first rows are compared", _WEIGHTS, "in range(0, a.vocab_size, _COMPARED_ROWS)", "in range(1)"),
     Mutant("what is forgotten is there all the same", _IMAGE_MIRROR, "self._embeddings.pop(name, None)", "pass"),
     Mutant("a tower takes no time", _SIMULATED, "[self._tower.item(image) for image in step.images]", "[]"),
     Mutant(
