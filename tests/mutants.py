@@ -25,6 +25,7 @@ _POOLING_SETTINGS = "framework/models/pooling/settings.py"
 _POOLING_FILES = "framework/models/pooling/sentence_transformers.py"
 _TOWER_EXECUTOR = "framework/worker/pooling/towers.py"
 _IMAGES = "framework/engine/images.py"
+_CHAT = "framework/engine/chat.py"
 _ENCODER_CACHE = "framework/multimodal/encoder_cache.py"
 _ITEMS = "framework/multimodal/items.py"
 _IMAGE_PROMPTS = "framework/multimodal/processor.py"
@@ -135,6 +136,9 @@ _LOCAL_EXECUTOR = "framework/worker/local_executor.py"
 _DENOISING = "framework/engine/diffusion.py"
 _RUN_AHEAD = "framework/engine/run_ahead.py"
 _ATTENTION_ROWS = "framework/engine/attention_rows.py"
+_DRY_RUN = "framework/models/dry_run.py"
+_PLACED_LIBRARY = "framework/executor/library_model.py"
+_LIBRARY_TESTS = "tests/framework/executor/test_library_models.py"
 _PSEUDO = "framework/executor/pseudo.py"
 _CANVAS_MIRROR = "framework/executor/canvas_mirror.py"
 _CALLS = "framework/executor/calls.py"
@@ -203,6 +207,7 @@ _ENCODER_COST_TESTS = "tests/framework/executor/test_encoder_decoders.py"
 _TOWER_COST_TESTS = "tests/framework/executor/test_towers.py"
 _IMAGE_COST_TESTS = "tests/framework/executor/test_images.py"
 _SIMULATED_TESTS = [
+    "tests/framework/executor/test_library_models.py",
     _ENCODER_COST_TESTS,
     _IMAGE_COST_TESTS,
     "tests/framework/multimodal/test_without_device.py",
@@ -259,6 +264,7 @@ TESTS: dict[str, list[str]] = {
     **dict.fromkeys((_POOLING_SETTINGS, _POOLING_FILES, _TOWER_EXECUTOR), _POOLING_TESTS),
     _IMAGE_EMBEDDINGS: ["tests/framework/multimodal/test_serving.py", _MLLAMA_TESTS],
     _IMAGES: [*_POOLING_TESTS, "tests/framework/multimodal/test_serving.py"],
+    _CHAT: ["tests/framework/multimodal/test_serving.py"],
     **dict.fromkeys((_ITEMS, _IMAGE_PROMPTS, _IMAGE_PLACES, _ANGLES), _IMAGE_TESTS),
     **{key: [*_IMAGE_TESTS, _FAILING_STEPS] for key in (_ENCODER_CACHE, _IMAGE_ROWS)},
     **dict.fromkeys(
@@ -302,7 +308,8 @@ TESTS: dict[str, list[str]] = {
     _PENALTIES: ["tests/framework/worker/test_bad_words.py", *_TOKEN_TESTS, *_DRAFT_TESTS, _ENCODING_TESTS, _MLLAMA_TESTS],
     _CACHE_MEMORY: [*_STATE_TESTS, *_CANVAS_TESTS],
     **dict.fromkeys((_RUN_AHEAD, _PSEUDO, _CANVAS_MIRROR), _CANVAS_TESTS),
-    _ATTENTION_ROWS: [*_CANVAS_TESTS, _MLLAMA_TESTS],
+    _ATTENTION_ROWS: [*_CANVAS_TESTS, _MLLAMA_TESTS, _LIBRARY_TESTS],
+    **{key: [_LIBRARY_TESTS] for key in (_DRY_RUN, _PLACED_LIBRARY)},
     _CALLS: [*_CANVAS_TESTS, _ENCODER_COST_TESTS, _IMAGE_COST_TESTS],
     _ENCODER_COST: [_TOWER_COST_TESTS, "tests/framework/executor/test_encoders.py", _ENCODER_COST_TESTS],
     _COST_MODEL: [_ENCODER_COST_TESTS, _IMAGE_COST_TESTS],
@@ -1243,6 +1250,7 @@ MUTANTS = [
     Mutant("users spell placeholders", _IMAGE_PROMPTS, "found[0][0] + BREAK + found[0][1:]", "found[0]"),
     Mutant("prompts without a beginning", _IMAGE_PROMPTS, "self._pattern.split(self._processor.begun(text))", "pieces"),
     Mutant("prefixes are said to be shared", _SERVE_JOB, '"on" if info.prefix_caching else "off"', '"on"'),
+    Mutant("videos in conversations", _CHAT, "not part.keys().isdisjoint(_OTHER_MEDIA)", "False"),
     Mutant("every image is a hit", _ENCODER_CACHE, "self.num_hits += is_kept", "self.num_hits += 1"),
     Mutant("what passes by stays", _ENCODER_CACHE, "self._forgotten, list(self._passing)", "self._forgotten, []"),
     Mutant("attended images of any number", _ENCODER_CACHE, "sum(missing.values()) <= self._left or", "True or"),
@@ -1279,7 +1287,7 @@ MUTANTS = [
         "(info.pooling is not None and info.pooling.answer_tokens)",
         "False",
     ),
-    Mutant("of a tied model the first rows are compared", _WEIGHTS, "in range(0, num_rows, _COMPARED_ROWS)", "in range(1)"),
+    Mutant("of a tied model the first rows are compared", _WEIGHTS, "in range(0, a.vocab_size, _COMPARED_ROWS)", "in range(1)"),
     Mutant("what is forgotten is there all the same", _IMAGE_MIRROR, "self._embeddings.pop(name, None)", "pass"),
     Mutant("a tower takes no time", _SIMULATED, "[self._tower.item(image) for image in step.images]", "[]"),
     Mutant(
@@ -1311,7 +1319,12 @@ MUTANTS = [
     ),
     Mutant("a tower holds the smallest image", _TOWERS_FILE, "return max((item if", "return min((item if"),
     Mutant("states that are kept take no room", _ENCODER_COST, "(2 + self.kept_states) * self", "2 * self"),
-    Mutant("images take no room beside steps", _SIMULATED, "max(of_step, encoders.activation_bytes(element))", "of_step"),
+    Mutant(
+        "images take no room beside steps",
+        _SIMULATED,
+        "max(self._placement.activations, encoders.activation_bytes(element))",
+        "self._placement.activations",
+    ),
     Mutant("padding of tiles is projected", _CALLS, "number.embeddings if self.embeddings", "sum(parts) if self.embeddings"),
     Mutant(
         "images that layers attend to need no embeddings",
@@ -1920,7 +1933,16 @@ MUTANTS = [
         "        pass\n",
     ),
     Mutant("all passes are drawn alike", _CANVASES, "<< _PASS_BITS", "& 0"),
-    Mutant("a window is narrower for canvases", _CANVASES, "- (window - 1), 0)", "- window + 2, 0)"),
+    Mutant("a window is narrower for canvases", _ATTENTION_ROWS, "- (window - 1), 0)", "- window + 2, 0)"),
+    Mutant("simulated canvases attend once", _PLACED_LIBRARY, "if layer.canvases:", "if False:"),
+    Mutant("simulated canvases see beyond windows", _PLACED_LIBRARY, "windowed=layer.spec.window is not None", "windowed=False"),
+    Mutant("what canvases see in windows is copied for nothing", _SIMULATED, "if (seen < ends).any():", "if False:"),
+    Mutant("gathers read all of their tables", _DRY_RUN, "read[0] = written[0]", "pass"),
+    Mutant("scatters write all of their tables", _DRY_RUN, "read, written = read[1:], read[-1:]", "pass"),
+    Mutant("the library's experts take no time", _DRY_RUN, "module.register_forward_pre_hook(self._experts)", "pass"),
+    Mutant("views take time", _DRY_RUN, "func.is_view or packet", "packet"),
+    Mutant("logits take no time", _DRY_RUN, "both - tokens, taken", "Counter(), taken"),
+    Mutant("tied weights are held twice", _DRY_RUN, "self.storages[storage._cdata]", "self.storages[id(weight)]"),
     Mutant("canvases see all in every layer", _CANVASES, "if not first.any():", "if True:"),
     Mutant("canvases have the factors of known tokens", _DIFFUSION_GEMMA, "redrawn.expand(", "known.expand("),
     Mutant(

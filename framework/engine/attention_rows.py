@@ -19,6 +19,12 @@ def num_decodes(counts: np.ndarray, first: np.ndarray) -> int:
     return len(is_decode) if is_decode.all() else int(np.argmin(is_decode))
 
 
+def seen_from(lengths: np.ndarray, sizes: np.ndarray | int, window: int) -> np.ndarray:
+    """int64 [R]: the first token that canvases of ``sizes`` see within a window, which is that of their first token. lengths: int64
+    [R], of sequences, which end with them."""
+    return np.maximum(lengths - sizes - (window - 1), 0)
+
+
 def canvas_rows(
     counts: np.ndarray, first: np.ndarray, canvas_size: int, causal: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

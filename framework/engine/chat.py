@@ -9,6 +9,9 @@ from typing import Any
 from ..multimodal.places import ImagePlaces
 from .images import check_reads_images, image_from_url
 
+_OTHER_MEDIA = ("video", "video_url", "audio", "audio_url", "input_audio")
+"""Templates of models that take them write placeholders for them, behind which there would be nothing."""
+
 
 class ChatTemplate:
     """Of a tokenizer or its processor.
@@ -20,21 +23,27 @@ class ChatTemplate:
     def __init__(self, tokenizer: Any, image_prompts: ImagePlaces | None, no_images: str) -> None:
         self._tokenizer, self._image_prompts, self._no_images = tokenizer, image_prompts, no_images
 
-    def take_images(self, messages: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], list[Any]]:
-        """Messages as chat templates take them, and the images in their content. Raises ValueError for what is no image."""
+    def take_images(
+        self, messages: Sequence[Mapping[str, Any]], chat_template: str | None = None
+    ) -> tuple[list[dict[str, Any]], list[Any]]:
+        """Messages as the chat template takes them, and the images in their content. Raises ValueError for what is none,
+        and for video and audio."""
         images: list[Any] = []
-        return [self._without_images(message, images) for message in messages], images
+        takes_parts = _takes_parts(chat_template or self._own or "")
+        return [self._without_images(message, images, takes_parts) for message in messages], images
 
-    def _without_images(self, message: Mapping[str, Any], images: list[Any]) -> dict[str, Any]:
+    def _without_images(self, message: Mapping[str, Any], images: list[Any], takes_parts: bool) -> dict[str, Any]:
         content = message.get("content")
         if isinstance(content, str) and self._image_prompts is not None:
             text = self._image_prompts.as_text(content)
-            return {**message, "content": [{"type": "text", "text": text}] if self._takes_parts else text}
+            return {**message, "content": [{"type": "text", "text": text}] if takes_parts else text}
         if not isinstance(content, list | tuple):
             return dict(message)
         parts = []
         for part in content:
             kind = part.get("type") if isinstance(part, Mapping) else None
+            if kind in _OTHER_MEDIA or (isinstance(part, Mapping) and not part.keys().isdisjoint(_OTHER_MEDIA)):
+                raise ValueError(f"a message's part must be text or an image, not video or audio; found {reprlib.repr(part)}")
             if kind in ("image", "image_url"):
                 check_reads_images("a message", self._image_prompts, self._no_images)
                 given = part.get(kind)
@@ -57,11 +66,6 @@ class ChatTemplate:
         if kind != "text" or not isinstance(text := part.get("text"), str):
             raise ValueError(f"a message's part must be text or an image; found {reprlib.repr(part)}")
         return text
-
-    @property
-    def _takes_parts(self) -> bool:
-        """Whether the model's chat template goes through the parts of a message's content, also where it is text alone."""
-        return "'content']" in (template := self._own or "") and "'type'" in template
 
     @property
     def _own(self) -> str | None:
@@ -96,3 +100,8 @@ class ChatTemplate:
             )
         except Exception as error:  # templates can raise anything, and users may have written them
             raise ValueError(f"the chat template cannot render these messages: {str(error)[:500]}") from error
+
+
+def _takes_parts(chat_template: str) -> bool:
+    """Whether it goes through the parts of a message's content, also where that is text alone."""
+    return "'content']" in chat_template and "'type'" in chat_template

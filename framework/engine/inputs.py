@@ -185,7 +185,7 @@ class InputProcessor:
     ) -> EngineInput:
         """A conversation as a prompt; see ``ChatTemplate``. Images in it are parts of a message's content, ``{"type": "image_url",
         "image_url": {"url": "data:..."}}`` or ``{"type": "image", "image": a PIL image}``."""
-        messages, images = self.chat_template.take_images(messages)
+        messages, images = self.chat_template.take_images(messages, chat_template)
         text = self.chat_template.render(messages, chat_template, add_generation_prompt, continue_final_message, **template_args)
         # The template writes the special tokens itself.
         return self.with_images(text, images, lambda part: self.encode(part, add_special_tokens=False))

@@ -22,6 +22,7 @@ Rows = Literal[
     "vision",
     "logits",
     "samples",
+    "taken",
     "decode",
     "prefill",
     "whole",
@@ -42,12 +43,13 @@ class Call:
     rows      what its lengths are: one row with all tokens or all logits of the step, or with those tokens alone that take the
               weights of text or of images (language, vision); a row per token that is sampled or draft that is checked; the rows
               that decode, or those of prompts, or of images whose tokens see each other (whole), and likewise what an encoder gave
-              for the first two (cross); an item that is encoded, each by itself; or what was encoded for a request, stored as keys
-              and values
+              for the first two (cross); an item that is encoded, each by itself; what was encoded for a request, stored as keys
+              and values; or tokens of the cache that are copied for canvases (taken)
     elements  of what goes between devices: numbers per token
-    each      rows per token, or per position of an item that is encoded
-    windowed  likewise, of attention: positions see a window of their own
-    embeddings  likewise, rows are for each of what comes of the item
+    each, fixed  rows per token, or per position of an item that is encoded, and beside these; of what a library launches that is no
+              product, bytes
+    windowed  of attention over an item or a canvas: positions see a window of their own
+    embeddings  of an item, rows are for each of what comes of the item
     library   another library computes it
     """
 
@@ -59,6 +61,7 @@ class Call:
     library: bool = False
     windowed: bool = False
     embeddings: bool = False
+    fixed: float = 0.0
 
     @property
     def name(self) -> str:
@@ -71,7 +74,7 @@ class Call:
         if self.rows == "encoded" and self.op == "paged_attention_prefill":
             return parts
         num_rows = number.embeddings if self.embeddings and isinstance(number, Parts) else sum(parts)
-        return [1] * num_rows if self.rows == "samples" else [round(num_rows * (self.elements or self.each))]
+        return [1] * num_rows if self.rows == "samples" else [round(num_rows * (self.elements or self.each) + self.fixed)]
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,18 @@ _METHODS = {"gptq": "rtn-int4", "awq": "rtn-int4", "auto-round": "rtn-int4", "in
 """quant_method of a checkpoint -> the scheme of the same format."""
 
 
+def element_sizes(model: ModelInfo, config: EngineConfig) -> dict[str, float]:
+    """Bytes of numbers, as calls have them if nothing else is said."""
+    element = ELEMENT_BYTES[model.dtype]
+    kv = ELEMENT_BYTES.get(config.cache.dtype, element)
+    return {"weight_bytes": element, "act_bytes": element, "kv_bytes": kv, "logit_bytes": 4, "out_bytes": element}
+
+
+def sampling_ops(acceptance_rule: str) -> tuple[str, ...]:
+    """What draws tokens. acceptance_rule: of drafts, if there are any."""
+    return ("filter_logits", "verify_draft") if acceptance_rule == "standard" else ("sample",)
+
+
 class CallList:
     """Collects the calls of one device of a stage.
 
@@ -141,9 +156,7 @@ class CallList:
             )
         self._weights, self._fused = weight_format(model, config), fused
         self._fuse_quantization = config.quant.fuse
-        element = ELEMENT_BYTES[model.dtype]
-        kv = ELEMENT_BYTES.get(config.cache.dtype, element)
-        self._sizes = {"weight_bytes": element, "act_bytes": element, "kv_bytes": kv, "logit_bytes": 4, "out_bytes": element}
+        self._sizes = element_sizes(model, config)
         self._calls: Counter[Call] = Counter()
 
     def stage(self, stage: Stage, acceptance_rule: str = "match") -> Counter[Call]:
@@ -177,7 +190,7 @@ class CallList:
         self._add("linear", {"in_features": a.embed_dim, "out_features": rank.vocab_size}, rows="logits")
         if tp > 1:
             self._add("all_gather", {"num_ranks": tp}, rows="logits", elements=rank.vocab_size * tp)
-        drawn_by = ("filter_logits", "verify_draft") if acceptance_rule == "standard" else ("sample",)
+        drawn_by = sampling_ops(acceptance_rule)
         for op in (*drawn_by, "gather_logprobs") if a.diffusion is not None else drawn_by:
             self._add(op, {"vocab_size": a.vocab_size}, rows="samples")
         return self._calls

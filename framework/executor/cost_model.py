@@ -44,9 +44,11 @@ class StepWork:
     decodes      rows of one token each, and of one and its drafts
     chunk_lens, chunk_ctx_lens   of each row of a prompt: new tokens, and tokens in the cache, the new ones included
     recorded     the kernels up to the logits are replayed, in one launch
-    num_visual   of the tokens, those that take the weights of images; None: there are no such weights
-    whole_lens, whole_ctx_lens   of each image whose tokens see each other: tokens, and those up to its last
+    num_visual   of the tokens, those that take the weights of images, where there are such weights
+    whole_lens, whole_ctx_lens   of each image or canvas whose tokens see each other: tokens, and those up to its last
+    whole_window_lens   likewise, of canvases in layers with windows, which attend to copies of what they see there
     encoded      each item that is encoded: one by one, and never in a recording
+    num_taken    tokens of the cache that are copied for the latter
     stored       likewise, of each request that takes its seat, the vectors that layers make keys and values of
     cross_decodes, cross_lens, cross_ctx_lens   the same tokens, in rows that see as much of what an encoder gave, which is their
                  context; none where nothing attends to it
@@ -58,22 +60,28 @@ class StepWork:
     chunk_lens: Sequence[int] = ()
     chunk_ctx_lens: Sequence[int] = ()
     recorded: bool = False
-    num_visual: int | None = None
+    num_visual: int = 0
     whole_lens: Sequence[int] = ()
     whole_ctx_lens: Sequence[int] = ()
+    whole_window_lens: Sequence[int] = ()
     encoded: Sequence[Item] = ()
     stored: Sequence[int] = ()
     cross_decodes: Sequence[DecodeRows] = ()
     cross_lens: Sequence[int] = ()
     cross_ctx_lens: Sequence[int] = ()
+    num_taken: int = 0
 
     @property
     def numbers(self) -> tuple[tuple[Rows, int], ...]:
         """What calls have for lengths that need no contexts -> their number."""
-        found: tuple[tuple[Rows, int], ...] = ("tokens", self.num_tokens), ("logits", self.num_logits), ("samples", self.num_logits)
-        if self.num_visual is None:
-            return found
-        return ("language", self.num_tokens - self.num_visual), ("vision", self.num_visual), *found
+        return (
+            ("taken", self.num_taken),
+            ("language", self.num_tokens - self.num_visual),
+            ("vision", self.num_visual),
+            ("tokens", self.num_tokens),
+            ("logits", self.num_logits),
+            ("samples", self.num_logits),
+        )
 
     @property
     def items(self) -> Iterator[tuple[Rows, Item]]:
@@ -259,7 +267,9 @@ class StageCost:
             yield work.chunk_lens, work.chunk_ctx_lens, self._attention["prefill"]
             yield work.cross_lens, work.cross_ctx_lens, self._attention["cross_prefill"]
         if work.whole_lens:
-            yield work.whole_lens, work.whole_ctx_lens, self._attention["whole"]
+            for windowed, ctx_lens in ((False, work.whole_ctx_lens), (True, work.whole_window_lens)):
+                own = [attention for attention in self._attention["whole"] if attention.call.windowed == windowed]
+                yield work.whole_lens, ctx_lens, own
 
     def ahead(self, work: StepWork) -> DecodesAhead:
         """``work``, that of a step that only decodes, and the steps after it, if each adds a token to every row."""
@@ -272,7 +282,7 @@ class StageCost:
             if number:
                 parts = self._priced[rows, number, work.recorded].parts
                 for (call, count, _), (_, _, seconds) in zip(self._calls[rows], parts, strict=True):
-                    yield call, count, seconds, [1] * number if rows == "samples" else [round(number * call.each)], ()
+                    yield call, count, seconds, [number] if call.elements else call.lens(number), ()
         for rows, item in work.items:
             parts = self._priced[rows, item, False].parts
             for (call, count, _), (_, _, seconds) in zip(self._calls[rows], parts, strict=True):

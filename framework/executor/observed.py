@@ -13,7 +13,6 @@ from ..op_times import OpCall, OpTimes
 from .calls import Call
 from .cost_model import StageCost, StepWork
 from .encoders import LIBRARY
-from .shape import native
 
 _SIZES = ("weight_bytes", "act_bytes", "kv_bytes", "out_bytes")
 
@@ -57,28 +56,30 @@ class Observer:
 
     def _describe(self, call: Call) -> tuple[dict[str, float], tuple[tuple[str, Any], ...]]:
         """dims and options, as those of a call of the real kernel."""
-        architecture = native(self._model, self._config)
+        architecture = self._model.architecture
         usual = ELEMENT_BYTES[self._dtype]
         dims = dict(call.dims)
         dims = {name: value for name, value in dims.items() if name != "logit_bytes" and (name not in _SIZES or value != usual)}
         options = {name: value for name, value in self._options(dims).items() if name in _OPTIONS.get(call.op, ())}
         if "causal" in options:
             causal = options["causal"] = dims.pop("causal", 1) == 1
-            if causal and architecture.buckets is not None:
+            if causal and architecture is not None and architecture.buckets is not None:
                 options["num_distances"] = architecture.buckets.max_distance + 1
         self._known[call] = dims, tuple(sorted(options.items()))
         return self._known[call]
 
     def _options(self, dims: Mapping[str, float]) -> dict[str, Any]:
-        architecture, cache = native(self._model, self._config), self._config.cache
+        architecture, cache, rotary = self._model.architecture, self._config.cache, dict[str, Any]()
         off = dict.fromkeys(("sinks", "alibi", "bias", "zeros", "act_order", "static"), False)
-        family = architecture.family
-        rot_dim = architecture.head_dim if architecture.latent is None else architecture.latent.rope_dim
-        rotary = {"rot_dim": rot_dim, "style": family.rotary_style, "norms": "qk" if family.qk_norm else ""}
+        if architecture is not None:  # else the library rotates, and embeds
+            family = architecture.family
+            rot_dim = architecture.head_dim if architecture.latent is None else architecture.latent.rope_dim
+            rotary = {"rot_dim": rot_dim, "style": family.rotary_style, "norms": "qk" if family.qk_norm else ""}
+            rotary["vocab_size"] = architecture.vocab_size
         paged = {"page_size": cache.block_size, "kv_dtype": cache.dtype if "kv_bytes" in dims else None}
         experts = {"renormalize": True, "scoring": "softmax", "scheme": "float", "group": 0}
         causal = bool(dims.get("causal", True))
-        sizes = {"vocab_size": architecture.vocab_size, "softcap": None, "causal": causal, "recipe": "channel", "num_top": 0}
+        sizes = {"softcap": None, "causal": causal, "recipe": "channel", "num_top": 0}
         return {**off, **rotary, **paged, **experts, **sizes, "kind": "float8_e4m3fn"}
 
 

@@ -15,6 +15,8 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from ..models.launches import ELEMENTWISE
+
 Dims = Mapping[str, float]
 Runs = Sequence[tuple[float, float, float]]
 """Requests of a call: (how many, new tokens of each, tokens in the cache of each with the new ones)."""
@@ -293,6 +295,11 @@ def _mla(absorbed: int) -> Operator:
     )
 
 
+def _moving_cost(dims: Dims, q_lens: Sequence[float], ctx_lens: Sequence[float]) -> Cost:
+    """Of bytes, in place of tokens."""
+    return _Work(0.0, sum(q_lens))
+
+
 _USUAL_SKEW = 1.01
 """Where no popularity of the experts is given: one that all tables have."""
 
@@ -334,6 +341,7 @@ OPERATORS: dict[str, Operator] = {
     "gated_delta_decode": _delta(_delta_cost, by_requests),
     "causal_conv_prefill": _delta(_conv_cost, by_prompts),
     "causal_conv_decode": _delta(_conv_cost, by_requests),
+    ELEMENTWISE: Operator(work=_token_work, cost=_moving_cost),
 }
 """Ops by name. Collectives count elements as tokens, of ``num_ranks`` ranks; ``graph``: 1 inside a CUDA graph;
 ``nccl``: 1 for NCCL's, 0 for vLLM's own. ``ep``: ranks that share a layer's experts, ``tp``: ranks that cut each."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 from ..config import EngineConfig
@@ -10,9 +10,9 @@ from ..engine.kv_cache.spec import CacheGroup
 from ..models.architecture import Architecture
 from ..models.ranks import Stage, rank_architecture, read_weight_scheme, stage_weight_bytes
 from ..models.read import ModelInfo
-from .calls import CallList
+from .calls import Call, CallList
 from .cost_model import DecodesAhead, OpTime, StageCost, StepWork
-from .device_memory import Holding, token_bytes
+from .device_memory import Holding, activation_bytes, token_bytes
 from .encoders import NO_ENCODERS, Encoders
 from .shape import kv_groups, state_bytes
 from .timers import Timers
@@ -21,13 +21,37 @@ from .timers import Timers
 class Placement:
     """Of a model under a configuration.
 
-    rank      the architecture of what one device of ``stages`` computes
-    groups    KV groups of one device
-    holdings  per stage
+    groups      KV groups of one device
+    vocab_size  of the whole model
+    holdings    per stage
+    activations  bytes that the largest step holds at once on a device beside weights and cache
+    canvas_window  where canvases attend to copies of what layers with windows let them see: the window
     """
+
+    canvas_window: int | None = None
 
     def __init__(
         self,
+        groups: tuple[CacheGroup, ...],
+        vocab_size: int,
+        holdings: Sequence[Holding],
+        calls: Sequence[Counter[Call]],
+        activations: int,
+        dtype: str,
+        timers: Timers,
+    ) -> None:
+        """calls: per stage; dtype: of the activations."""
+        self.groups, self.vocab_size, self.holdings, self.activations = groups, vocab_size, holdings, activations
+        equal: dict[frozenset, StageCost] = {}  # stages of the same calls share what was timed
+        self._costs = []
+        for found in calls:
+            key = frozenset(found.items())
+            self._costs.append(equal.setdefault(key, equal.get(key) or StageCost(found, dtype, timers)))
+        self._distinct = list(equal.values())
+
+    @classmethod
+    def of_native(
+        cls,
         model: ModelInfo,
         architecture: Architecture,
         config: EngineConfig,
@@ -35,31 +59,28 @@ class Placement:
         timers: Timers,
         acceptance_rule: str = "match",
         encoders: Encoders = NO_ENCODERS,
-    ) -> None:
-        """acceptance_rule: of drafts, if there are any."""
+    ) -> Placement:
+        """Of a native model. acceptance_rule: of drafts, if there are any."""
         from ..plan import may_fuse
 
-        self.stages, self.rank = stages, rank_architecture(architecture, config.parallel)
-        self.groups: tuple[CacheGroup, ...] = kv_groups(self.rank, model, config)
+        rank = rank_architecture(architecture, config.parallel)
+        groups = kv_groups(rank, model, config)
         scheme, ep = read_weight_scheme(model, config.quant), config.parallel.ep
-        self.holdings = [
+        holdings = [
             Holding(
-                stage_weight_bytes(self.rank, stage, ep, scheme, model.dtype) + stage.first * encoders.weight_bytes,
-                token_bytes(self.groups, stage),
-                state_bytes(self.rank, model, stage.layers),
+                stage_weight_bytes(rank, stage, ep, scheme, model.dtype) + stage.first * encoders.weight_bytes,
+                token_bytes(groups, stage),
+                state_bytes(rank, model, stage.layers),
             )
             for stage in stages
         ]
         calls = CallList(model, architecture, config, may_fuse(config, "qk_norm_rotary_kv_write"))
-        equal: dict[frozenset, StageCost] = {}  # stages of the same calls share what was timed
-        self._costs = []
-        for stage in stages:
-            found = calls.stage(stage, acceptance_rule)
-            if stage.first:
-                found += calls.encoders(encoders.stacks)
-            key = frozenset(found.items())
-            self._costs.append(equal.setdefault(key, equal.get(key) or StageCost(found, model.dtype, timers)))
-        self._distinct = list(equal.values())
+        found = [
+            calls.stage(stage, acceptance_rule) + (calls.encoders(encoders.stacks) if stage.first else Counter())
+            for stage in stages
+        ]
+        activations = activation_bytes(rank, config, model.dtype)
+        return cls(groups, architecture.vocab_size, holdings, found, activations, model.dtype, timers)
 
     def step(self, work: StepWork, counted: bool = True) -> list[tuple[float, int]]:
         """Per stage: seconds on its devices, launches. counted: as of ``StageCost.step``."""

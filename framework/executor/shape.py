@@ -26,7 +26,12 @@ class ModelShape:
 
     @classmethod
     def of(cls, model: ModelInfo, config: EngineConfig) -> ModelShape:
-        """Of a model under a configuration. Raises ValueError for a model that the native decoder does not cover."""
+        """Of a model under a configuration. Raises ValueError for one that pools and that the native decoder does not cover."""
+        if model.architecture is None and model.pooling is None:
+            from ..models.dry_run import DryRun  # seconds to import, and needed for few models
+
+            run = DryRun(config, model)
+            return cls(run.groups, run.vocab_size, model.max_model_len, diffusion=model.diffusion)
         found = native(model, config)
         sizes = found.vocab_size, model.max_model_len, state_bytes(found, model), model.most_encoded(config.cache.block_size)
         return cls(kv_groups(found, model, config), *sizes, model.diffusion, found.sees_images)

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..clock import Clock, VirtualClock
 from ..config import EngineConfig
-from ..engine.attention_rows import canvas_rows, encoded_rows, num_decodes
+from ..engine.attention_rows import canvas_rows, encoded_rows, num_decodes, seen_from
 from ..engine.encoding import View
 from ..engine.kv_cache.spec import ELEMENT_BYTES
 from ..engine.step import StepInput, StepOutput
@@ -19,9 +19,10 @@ from ..models.ranks import stages
 from ..models.read import ModelInfo
 from ..multimodal.items import ImageItem, overlaps
 from .cost_model import CONTEXT_GRID, DecodeRows, DecodesAhead, OpTime, StepWork
-from .device_memory import Holding, activation_bytes, num_blocks
+from .device_memory import Holding, num_blocks
 from .drafting import Drafting
 from .encoders import Encoders
+from .library_model import place_library_model
 from .observed import Observer
 from .placement import Placement
 from .pseudo import PassPlan, PseudoCanvases, PseudoTokens
@@ -114,31 +115,37 @@ class SimulatedExecutor:
         costs = op_costs()
         device = simulated_device(config.executor, costs)
         self._timers = Timers(config.executor, device, costs)
-        architecture, speculation = native(model, config), config.speculative_config.num_speculative_tokens > 0
+        speculation, rule = config.speculative_config.num_speculative_tokens > 0, config.speculative_config.acceptance_rule
         self._drafting = Drafting(model, config, self._timers) if speculation else None
-        cuts = stages(architecture, config.parallel.pp)
-        rule = config.speculative_config.acceptance_rule
         self._tower = Tower.of(config, model)
         encoders = Encoders.of(config.model, model) if self._tower is None else self._tower.encoders(config, model)
-        self._placement = Placement(model, architecture, config, cuts, self._timers, rule, encoders)
+        in_library = model.architecture is None and model.pooling is None
+        architecture = None if in_library else native(model, config)
+        if architecture is None:
+            self._placement = place_library_model(model, config, self._timers, rule)
+        else:
+            cuts = stages(architecture, config.parallel.pp)
+            self._placement = Placement.of_native(model, architecture, config, cuts, self._timers, rule, encoders)
         self._timers.check_scaled()
         self._observer = Observer.of(model, config, [timer.op for timer in self._timers.bound])
         self._draft_observer = self._observer.beside(self._drafting.model) if self._observer and self._drafting else None
         self.call_times = None if self._observer is None else self._observer.times
-        self.groups, self.vocab_size, self.max_model_len = self._placement.groups, architecture.vocab_size, model.max_model_len
-        of_step = activation_bytes(self._placement.rank, config, model.dtype)
+        self.groups, self.vocab_size, self.max_model_len = self._placement.groups, self._placement.vocab_size, model.max_model_len
         element = ELEMENT_BYTES[model.dtype]
-        activations = max(of_step, encoders.activation_bytes(element))
+        activations = max(self._placement.activations, encoders.activation_bytes(element))
         if self._tower is not None:  # embeddings of images, which are kept
+            assert architecture is not None, "the native decoder alone reads images"
             activations += config.scheduler.encoder_cache * architecture.hidden_size * element
         longest = max(self.max_model_len, model.most_encoded(config.cache.block_size))
         self.num_blocks = num_blocks(config, len(self.groups), longest, self._held(), activations, device.memory_bytes)
-        self.in_flight_steps, self.num_stages = max(len(cuts), 2), len(cuts)
+        self.num_stages = len(self._placement.holdings)
+        self.in_flight_steps = max(self.num_stages, 2)
         self.draft_max_model_len, self.drafts_read_ahead = None, False
         self.num_drafts = config.speculative_config.num_speculative_tokens
-        self.has_states = architecture.has_states
-        self._is_whole, self._has_experts = model.vision is not None and model.vision.whole, architecture.has_visual_experts
-        self._attends_encoded = bool(architecture.family.encoder) or architecture.sees_images
+        self.has_states = architecture is not None and architecture.has_states
+        self._is_whole = model.vision is not None and model.vision.whole
+        self._has_experts = architecture is not None and architecture.has_visual_experts
+        self._attends_encoded = architecture is not None and (bool(architecture.family.encoder) or architecture.sees_images)
         self.weight_bytes = self.nominal_weight_bytes = round(config.parallel.tp * sum(held.weights for held in self._held()))
 
         self._device, self._graphs, self._noise = device.name, config.graphs, config.executor.noise
@@ -147,6 +154,7 @@ class SimulatedExecutor:
         self._steps_at_once = config.scheduler.in_flight_steps or self.in_flight_steps
         self._recordings = sorted(config.graphs.batch_sizes or ())
         self._num_seats, self._seed, self._plan = config.scheduler.max_num_seqs, config.seed, None
+        self._block_size = config.cache.block_size
         if model.diffusion is not None:
             self._plan = PassPlan(model.diffusion, config.diffusion, config.executor.passes_per_canvas)
         self._largest_recording = self._recordings[-1] if self._recordings else self._num_seats
@@ -217,7 +225,8 @@ class SimulatedExecutor:
         """Of equal steps, one after the other."""
         assert self._drafting is not None
         tokens, contexts = [1 + num_drafts] * num_rows, np.full(num_rows, self._context + num_drafts)
-        work = self._work(StepInput(0, list(range(num_rows)), tokens, tokens), contexts)
+        nobody = [-1] * num_rows  # who has no images
+        work = self._work(StepInput(0, nobody, tokens, tokens), contexts)
         times = self._placement.step(work, counted=False)
         drafting_s, launches = self._drafting.step(self._drafting.passes(work, contexts, num_drafts), counted=False)
         times[-1] = times[-1][0] + drafting_s, times[-1][1] + launches
@@ -340,13 +349,24 @@ class SimulatedExecutor:
         return work
 
     def _canvas_work(self, plan: PassPlan, step: StepInput, contexts: np.ndarray) -> StepWork:
-        """Where a model denoises: in rows of a canvas each, of which no step is recorded."""
-        counts, size = np.array(step.num_tokens), plan.canvas_size
-        causal = self._tokens.num_prompt[step.seats] // size * size * plan.diffusion.causal_prompt
-        _, counts, first = canvas_rows(counts, contexts - counts, size, causal)
+        """Where a model denoises, of which no step is recorded: in rows of a canvas each, unless canvases are drawn anew; their
+        tokens attend twice."""
+        counts, size, redraws = np.array(step.num_tokens), plan.canvas_size, plan.diffusion.redraws is not None
+        first = contexts - counts
+        if not redraws:
+            causal = self._tokens.num_prompt[step.seats] // size * size * plan.diffusion.causal_prompt
+            _, counts, first = canvas_rows(counts, first, size, causal)
         n, lengths = num_decodes(counts, first), first + counts
         decodes = [DecodeRows(each, lengths[:n][counts[:n] == each]) for each in np.unique(counts[:n]).tolist()]
-        return StepWork(sum(step.num_tokens), sum(step.num_logits), decodes, counts[n:].tolist(), lengths[n:].tolist())
+        work = StepWork(sum(step.num_tokens), sum(step.num_logits), decodes, counts[n:].tolist(), lengths[n:].tolist())
+        ends = contexts[np.array(step.num_logits) > 0]
+        if redraws and len(ends):
+            work.whole_lens, work.whole_ctx_lens = [size] * len(ends), ends.tolist()
+            seen = ends if (window := self._placement.canvas_window) is None else ends - seen_from(ends, size, window)
+            work.whole_window_lens = seen.tolist()
+            if (seen < ends).any():
+                work.num_taken = len(ends) * -(-int(seen.max()) // self._block_size) * self._block_size
+        return work
 
     def _submit(self, times: Sequence[tuple[float, int]], tokens_at_s: float) -> float:
         """Returns when the step is done."""

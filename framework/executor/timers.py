@@ -10,7 +10,7 @@ from typing import Protocol
 
 from ..config import ExecutorConfig
 from .calibration import Calibration, OperatorTimer
-from .operators import CostFunction, number_format
+from .operators import CostFunction, number_format, operator
 from .simulated_device import SimulatedDevice
 
 TRAFFIC: Mapping[str, Callable[[float], float]] = {
@@ -133,7 +133,8 @@ class Timers:
             return Traffic(seconds_per_element, floor_s)
         if op == "moe_experts" and (ep := dims["ep"]) > 1:  # the busiest rank is not known: as if all had the same share
             dims = {**dims, "num_experts": dims["num_experts"] / ep, "top_k": dims["top_k"] / ep}
-        return Estimate(self._costs[op], dims, self._peak(op, dtype) * efficiency, bandwidth * efficiency, floor_s)
+        cost = operator(op, dims).cost or self._costs[op]
+        return Estimate(cost, dims, self._peak(op, dtype) * efficiency, bandwidth * efficiency, floor_s)
 
     def _peak(self, op: str, dtype: str) -> float:
         wanted = number_format(op, dtype)

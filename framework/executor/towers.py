@@ -133,7 +133,7 @@ def _of_qwen(found: Any) -> Tower:
         norm="rms" if second else "layer",
         fused_qkv=True,
         own_linears=True,
-        windowed_layers=vision.depth - len(vision.fullatt_block_indexes) if second else 0,
+        windowed_layers=sum(layer not in vision.fullatt_block_indexes for layer in range(vision.depth)) if second else 0,
         before=(conv,),
         behind=(Product(wide, wide, 1 / merged), Product(wide, text, 1 / merged)),
     )

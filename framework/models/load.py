@@ -49,22 +49,13 @@ def load_model(
     quant = quant or QuantConfig()
     scheme = read_scheme(info.quantization, quant)
     if info.architecture is None:
-        if info.quantization is not None or quant.scheme != "none":
-            raise ValueError(
-                f"model {config.name!r} cannot have quantized weights: it runs through the transformers library ({info.reason}), "
-                "whose layers are loaded as floats; take a checkpoint of floats, with quant.scheme=none"
-            )
-        if lora is not None and lora.enabled:
-            raise ValueError(
-                f"model {config.name!r} cannot have adapters: it runs through the transformers library ({info.reason}), whose "
-                "layers have no slots for them; set lora.enabled=false, or merge the adapter into the checkpoint"
-            )
+        from .transformers_model import check_as_it_is, load_transformers_model  # slow to import, and needed for few models
+
+        check_as_it_is(info, quant, lora)
         if info.diffusion is not None:
-            from .diffusion_gemma import load_diffusion_gemma  # likewise
+            from .diffusion_gemma import load_diffusion_gemma
 
             return load_diffusion_gemma(config, info, plan, device, block_size, info.cache_dtype(cache_dtype), seed)
-        from .transformers_model import load_transformers_model  # slow to import, and needed for few models
-
         return load_transformers_model(config, info, plan, device, block_size, info.cache_dtype(cache_dtype), seed)
     if config.latent_prefill != "absorbed" and info.architecture.latent is None:
         raise ValueError(

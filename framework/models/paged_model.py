@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -29,6 +29,11 @@ class PagedModel:
         self._attention = {index: layer for index, layer in enumerate(layers) if isinstance(layer, PagedAttention)}
         self._states = {index: layer.spec for index, layer in enumerate(layers) if isinstance(layer, LayerStates)}
         self._first_of_groups = list(self._attention.values())[:1]
+
+    @property
+    def attention(self) -> Mapping[int, PagedAttention]:
+        """Of the layers that attend, by their number in this process."""
+        return self._attention
 
     def cache_specs(self) -> list[PagedKV | None]:
         """What each layer keeps in the cache; None: nothing."""

@@ -14,7 +14,7 @@ import torch
 import transformers
 import transformers.integrations.moe
 
-from ..config import ModelConfig
+from ..config import LoraConfig, ModelConfig, QuantConfig
 from ..plan import BoundKernel, KernelPlan, LoraMeta
 from .batch import ForwardBatch
 from .families.diffusion import LIBRARY_DENOISERS
@@ -83,6 +83,20 @@ def load_transformers_model(
     attention = [kernels.layer(index, shape) for index, shape in enumerate(probe(config.name, model, device))]
     check_boundaries(config.name, model, device)
     return TransformersModel(model, info, plan, attention)
+
+
+def check_as_it_is(info: ModelInfo, quant: QuantConfig, lora: LoraConfig | None) -> None:
+    """Raises ValueError for quantized weights and for adapters, neither of which models have that the library's modules run."""
+    if info.quantization is not None or quant.scheme != "none":
+        raise ValueError(
+            f"model {info.name!r} cannot have quantized weights: it runs through the transformers library ({info.reason}), "
+            "whose layers are loaded as floats; take a checkpoint of floats, with quant.scheme=none"
+        )
+    if lora is not None and lora.enabled:
+        raise ValueError(
+            f"model {info.name!r} cannot have adapters: it runs through the transformers library ({info.reason}), whose "
+            "layers have no slots for them; set lora.enabled=false, or merge the adapter into the checkpoint"
+        )
 
 
 def with_our_attention(found: Any) -> Any:
@@ -190,7 +204,9 @@ _APART = (5, 7)
 @torch.inference_mode()
 def check_boundaries(name: str, model: Any, device: torch.device) -> None:
     """Two sequences in one row must give what they give alone, where attention keeps them apart: nothing else may look across.
-    Raises ValueError with the numbers for a model in which something does."""
+    Raises ValueError with the numbers for a model in which something does; on the meta device there are none."""
+    if device.type == "meta":
+        return
 
     def attend_in(lengths: tuple[int, ...]) -> Attend:
         def attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, _: dict[str, Any]) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any, Final
 from ..config import ModelConfig
 from . import cogvlm, internvl_chat, phi3_v
 from .architecture import Architecture
-from .own_layouts import check_sizes
+from .own_layouts import check_positive, check_sizes
 
 IMAGE_TYPES: Final = (
     cogvlm.TYPE,
@@ -38,6 +39,11 @@ TOWER: Final = (
     r"|^(mlp1|model\.vision_embed_tokens|model\.vision)\."
 )
 """Tensors that are the library's business."""
+_TOWER_SIZES: Final = (
+    *("image_size", "patch_size", "spatial_merge_size", "temporal_patch_size", "window_size", "in_channels", "depth"),
+    *("hidden_size", "embed_dim", "intermediate_size", "out_hidden_size", "num_hidden_layers", "num_attention_heads", "num_heads"),
+)
+"""Fields of towers, as far as a tower has them."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +130,7 @@ def read_vision(config: ModelConfig, found: Mapping[str, Any], folder: Path | No
             )
         tile = (tower.image_size // tower.patch_size) ** 2 + 1
         return merged, Vision(model_type, theirs.image_token_id, theirs.image_token_id, tile=tile, max_tiles=tower.max_num_tiles)
+    _check_tower(model_type, theirs)
     window = merged.get("sliding_window")
     if model_type == "gemma3" and window is not None and theirs.mm_tokens_per_image > window:
         raise ValueError(
@@ -138,6 +145,35 @@ def read_vision(config: ModelConfig, found: Mapping[str, Any], folder: Path | No
 def tile_grids(most: int) -> Iterator[tuple[int, int]]:
     """All of at most so many tiles, in the order in which processors number them."""
     return ((first, second) for first in range(1, most + 1) for second in range(1, most // first + 1))
+
+
+def _check_tower(model_type: str, theirs: Any) -> None:
+    """Raises ValueError for sizes of a tower that nothing could be computed with. theirs: the library's configuration."""
+    tower = dict(vars(theirs.vision_config))
+    for name in ("image_size", "patch_size") if model_type == "internvl" else ():
+        if isinstance(sides := tower.get(name), list | tuple) and len(sides) == 2 and sides[0] == sides[1]:
+            tower[name] = sides[0]
+    check_sizes(tower, *(name for name in _TOWER_SIZES if name in tower), within="vision_config")
+    if tower.get("image_size", math.inf) < tower["patch_size"]:
+        raise ValueError(
+            f"the model's config.json (or model.architecture) has vision_config.image_size={tower['image_size']}, expected "
+            f"patch_size={tower['patch_size']} or more"
+        )
+    if model_type == "gemma3":
+        check_sizes(vars(theirs), "mm_tokens_per_image")
+    if model_type == "internvl":
+        check_positive(vars(theirs), "downsample_ratio")
+    if model_type == "llava_next":
+        pairs = theirs.image_grid_pinpoints
+        if not pairs or not all(_is_size(pair, tower["image_size"]) for pair in pairs):
+            raise ValueError(
+                f"the model's config.json (or model.architecture) has image_grid_pinpoints={str(pairs)[:80]}, expected pairs of "
+                f"heights and widths, of vision_config.image_size={tower['image_size']} or more"
+            )
+
+
+def _is_size(pair: object, least: int) -> bool:
+    return isinstance(pair, list | tuple) and len(pair) == 2 and all(type(side) is int and side >= least for side in pair)
 
 
 def _given(config: ModelConfig, text: Mapping[str, Any]) -> dict[str, Any]:

@@ -86,6 +86,11 @@ class SizedImages(ImagePlaces):
         """Of an image that nobody drew: those of a size and a name are the same. Raises ValueError."""
         check_size(width, height)
         found = self.sizing(width, height)
+        if found.count < 1:
+            raise ValueError(
+                "an image would have no embeddings: change vision_config.image_size or patch_size of the model's config.json (or "
+                "model.architecture)"
+            )
         around = 1 if self.token_id == 0 else 0
         ids = [around] * found.before + [self.token_id] * found.count + [around] * found.after
         key = blake2b(f"{width} {height} ".encode() + name, digest_size=16).digest()

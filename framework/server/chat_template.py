@@ -46,10 +46,11 @@ def render(serving: Serving, body: ChatBody, fetched: Images) -> tuple[str, list
     inputs, arguments = serving.engine.inputs, _arguments(serving, body)
     messages = [_message(message, fetched) for message in body.messages]
     try:
-        messages, images = inputs.chat_template.take_images(messages)
+        chat_template = body.chat_template or serving.chat_template
+        messages, images = inputs.chat_template.take_images(messages, chat_template)
         text = inputs.chat_template.render(
             messages,
-            body.chat_template or serving.chat_template,
+            chat_template,
             body.add_generation_prompt,
             body.continue_final_message,
             tools=body.tools,

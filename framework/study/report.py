@@ -30,6 +30,11 @@ def format_metrics(metrics: Mapping[str, float]) -> str:
         f"KV cache    {number('kv_usage_mean', 1, 100)} % used on average, {number('kv_usage_max', 1, 100)} % at most, "
         f"{number('prefix_hit_rate', 1, 100)} % prefix hits, {number('num_preemptions', 0)} preemptions",
     ]
+    if "num_images" in metrics:
+        lines.append(
+            f"images      {number('num_images', 0)} in prompts, {number('images_per_s', 2)} images/s, "
+            f"{number('num_images_encoded', 0)} encoded, {number('encoder_hit_rate', 1, 100)} % encoder hits"
+        )
     if "mean_acceptance_length" in metrics:
         shares = ", ".join(f"{part} {number(f'{part}_share', 1, 100)} %" for part in PARTS)
         lines.append(f"drafts      {number('mean_acceptance_length', 2)} tokens per request and step; of the time: {shares}")

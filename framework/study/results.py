@@ -44,6 +44,8 @@ REQUEST_COLUMNS = (
     "error",
     "num_encoder_tokens",
 )
+_TEXTS = ("request_id", "status", "finish_reason", "error")
+"""Of them, those that hold no numbers."""
 _LATER_COLUMNS = ("num_encoder_tokens", "num_images", "num_image_tokens")
 """Of requests, that older files do not have."""
 
@@ -201,6 +203,8 @@ def collect_requests(folder: str | Path, runs: pd.DataFrame) -> pd.DataFrame:
             try:
                 found = pd.read_csv(path, usecols=lambda name: name in REQUEST_COLUMNS, low_memory=False)
                 found[[name for name in REQUEST_COLUMNS if name not in _LATER_COLUMNS]]  # whatever else a version writes
+                numbers = found.columns.difference(list(_TEXTS), sort=False)
+                found[numbers] = found[numbers].apply(pd.to_numeric)
                 tables.append(found.reindex(columns=REQUEST_COLUMNS).assign(run=run))
             except (ValueError, KeyError) as error:
                 raise ValueError(f"{path} does not hold the requests of a run: {error}") from error

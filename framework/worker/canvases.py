@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from ..engine.attention_rows import seen_from
 from ..engine.redrawing import Redraws
 from ..engine.step import StepInput
 from ..models.batch import GroupBatch, WholeTokens
@@ -63,12 +64,6 @@ class Canvases:
         return np.repeat(of_rows, self._canvas_size)
 
 
-def entropies(logits: torch.Tensor) -> torch.Tensor:
-    """f32 [E], in nats, of logits f32 [E, V]."""
-    logprobs = logits.log_softmax(-1)
-    return -(logprobs.exp() * logprobs.clamp_min(torch.finfo(logprobs.dtype).min)).sum(-1)
-
-
 def add_canvases(
     groups: Sequence[GroupBatch],
     windows: Sequence[int | None],
@@ -88,7 +83,7 @@ def add_canvases(
     tokens, cu, ends, row = all_to_device((rows.logit_tokens, cu_q, lengths.astype(np.int32), sampled), device)
     most = int(sizes.max())
     for group, window, table, host, workspace in zip(groups, windows, on_device, on_host, workspaces, strict=True):
-        first = np.maximum(lengths - sizes - (window - 1), 0) if window is not None else np.zeros_like(lengths)
+        first = seen_from(lengths, sizes, window) if window is not None else np.zeros_like(lengths)
         if not first.any():
             group.whole = WholeTokens(tokens, AttentionMeta(cu, ends, table[row], most, int(lengths.max()), workspace))
             continue

@@ -16,13 +16,14 @@ from ..models.architecture import Diffusion
 from ..models.batch import CanvasTokens
 from ..models.decoder import Decoder
 from ..models.encoder import Encoder
+from ..models.entropies import entropies
 from ..models.protocol import Model, Redrawn
 from ..plan import KernelPlan, LayerKV, LoraMeta
 from ..sampling_params import SamplingParams
 from ..speculation.config import SpeculativeConfig
 from .batches import Batches
 from .cache_memory import state_pages
-from .canvases import Canvases, entropies
+from .canvases import Canvases
 from .decode_graphs import DecodeGraphs
 from .devices import Capture
 from .drafting.proposer import DeviceProposer, Verified

@@ -18,6 +18,7 @@ from framework.models.read import read_model
 from framework.study.compose import LoadConfig, ServeConfig
 from framework.study.load.config import HttpConfig
 from framework.study.load.run import load
+from framework.study.report import format_metrics
 from framework.study.results import REQUESTS_FILE, collect, collect_requests, write_requests, write_run
 from framework.study.workload import Pictures, SentPictures, Workload, WorkloadConfig
 
@@ -72,6 +73,7 @@ def test_a_simulated_device_encodes_what_a_real_one_does(folder: Path, tmp_path:
     metrics = found["simulated"].metrics(config(folder, "simulated"))
     assert metrics["num_images"] == 48 and metrics["images_per_s"] == pytest.approx(2 * metrics["requests_per_s"])
     assert metrics["encoder_hit_rate"] == totals["local"][1] / 48
+    assert f"48 in prompts, {metrics['images_per_s']:.2f} images/s, {totals['local'][2]} encoded" in format_metrics(metrics)
     lines = (tmp_path / REQUESTS_FILE).read_text().splitlines()
     head = lines[0].split(",")
     keep = [place for place, name in enumerate(head) if not name.startswith("num_image")]

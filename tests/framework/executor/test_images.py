@@ -15,7 +15,16 @@ import transformers
 from safetensors.torch import load_file
 
 from framework.build import build_engine
-from framework.config import CacheConfig, EngineConfig, ExecutorConfig, GraphConfig, ModelConfig, QuantConfig, SchedulerConfig
+from framework.config import (
+    CacheConfig,
+    EngineConfig,
+    ExecutorConfig,
+    GraphConfig,
+    ModelConfig,
+    QuantConfig,
+    SchedulerConfig,
+    SpeculativeConfig,
+)
 from framework.engine.encoding import EncoderInput, ImageViews
 from framework.engine.engine import Engine
 from framework.engine.kv_cache.spec import CrossKV, PagedKV, block_bytes, group_layers
@@ -170,6 +179,45 @@ def test_one_image_of_several_requests_is_encoded_once(mllama: Path) -> None:
         found[count] = {(in_features, out_features): n for (_, in_features), (_, out_features), n in calls}
     projector, keys_and_values = (96, 64), (64, 64)
     assert found == {1: {projector: 1, keys_and_values: 2}, 8: {projector: 1, keys_and_values: 2 * 8}}
+
+
+def test_what_is_only_predicted_computes_no_images(tmp_path: Path) -> None:
+    """Where the depth of drafts is chosen by the time of steps: at contexts of some, which others have images at."""
+    make_without_weights("gemma3", tmp_path)
+    spec = {"method": "ngram", "num_speculative_tokens": 3, "adaptive_depth": True, "rejection_sample_method": "synthetic"}
+    spec |= {"synthetic_acceptance_rates": [0.9, 0.5, 0.2]}
+    engine = build(tmp_path, profile=True, speculative_config=SpeculativeConfig(**spec), scheduler=SchedulerConfig(max_num_seqs=4))
+    assert engine.inputs.image_prompts is not None
+    image = engine.inputs.image_prompts.placeholder_id
+    for i in range(4):
+        shown = {"prompt_token_ids": [*[5 + i] * 40, image], "multi_modal_data": {"image": picture(i, 56, 56)}}
+        text = {"prompt_token_ids": [5 + i] * 41}
+        engine.add_request(str(i), text if i else shown, SamplingParams(temperature=0, max_tokens=30, ignore_eos=True))
+    finish(engine)
+    done: Counter[str] = Counter()
+    for call, _, _, count in engine.executor.call_times or ():
+        done[call.op] += count
+    report = engine.executor.plan_report()
+    assert done == {op: found["calls"] for op, found in report.items()} and done["paged_attention_prefill"]
+
+
+def test_a_head_that_drafts_has_no_visual_experts() -> None:
+    """It is a layer of Llama's: on text, a model without the experts costs as much more."""
+    extra = []
+    for name, model in (("cogvlm-chat", {"limit_mm_per_prompt": {"image": 0}}), ("llama-2-7b", {})):
+        found = []
+        for method in (None, "eagle"):
+            config = shape(name, **model)
+            config.executor = ExecutorConfig("simulated", "h200", "roofline")
+            if method is not None:
+                rates = {"rejection_sample_method": "synthetic", "synthetic_acceptance_rates": [0.9, 0.5, 0.2]}
+                config.speculative_config = SpeculativeConfig(method=method, num_speculative_tokens=3, **rates)
+            engine = build_engine(config)
+            engine.add_request("", {"prompt_token_ids": [5] * 20}, SamplingParams(temperature=0, max_tokens=1))
+            finish(engine)
+            found.append((engine.executor.weight_bytes, engine.executor.op_times()["linear"].calls, engine.clock.now()))
+        extra.append([more - less for less, more in zip(*found)])
+    assert extra[0] == pytest.approx(extra[1]) and extra[0][1] > 0
 
 
 @pytest.mark.parametrize("calibration", [{"calibration": "roofline", "efficiency": 1.0, "kernel_overhead_s": 0.0}, {}])

@@ -110,6 +110,15 @@ def test_products_are_those_that_the_library_computes(name: str) -> None:
         assert found == expected
 
 
+def test_layers_that_a_tower_has_not_are_no_layers_without_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a published list is left in a config of fewer layers."""
+    known = SHAPES["qwen2_5_vl"]
+    expected = model_of("qwen2_5_vl")[2].stack
+    few = {**known, "vision_config": {**known["vision_config"], "fullatt_block_indexes": [1, 1, 7, 15, 23]}}
+    monkeypatch.setitem(SHAPES, "qwen2_5_vl", few)
+    assert model_of("qwen2_5_vl")[2].stack == expected and expected.windowed_layers == 1
+
+
 @pytest.mark.parametrize("name", SHAPES)
 def test_the_largest_image_is_that_of_all_that_are_taken(name: str) -> None:
     """Of images of all shapes, whose embeddings are kept."""

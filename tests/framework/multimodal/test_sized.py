@@ -141,3 +141,40 @@ def test_a_tower_of_another_layout_is_refused_by_name() -> None:
     engine = build_engine(config)
     with pytest.raises(ValueError, match="vision_feature_select_strategy='full'"):
         engine.inputs.prompt({"prompt_token_ids": [32000], "multi_modal_data": {"image": picture(0)}})
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "value"),
+    [
+        ("llava", "vision_config.image_size", 0),
+        ("llava", "vision_config.image_size", [28, 28]),
+        ("llava", "vision_config.patch_size", None),
+        ("llava", "vision_config.image_size", 3),
+        ("llava_next", "image_grid_pinpoints", []),
+        ("llava_next", "image_grid_pinpoints", [[28, 56], [56]]),
+        ("llava_next", "image_grid_pinpoints", [["a", "b"]]),
+        ("llava_next", "image_grid_pinpoints", [[28, 14]]),
+        ("qwen2_vl", "vision_config.spatial_merge_size", 0),
+        ("qwen2_vl", "vision_config.temporal_patch_size", [2]),
+        ("qwen2_5_vl", "vision_config.window_size", 0),
+        ("gemma3", "mm_tokens_per_image", None),
+        ("gemma3", "vision_config.patch_size", -1),
+        ("internvl", "vision_config.patch_size", []),
+        ("internvl", "vision_config.image_size", [28, 14]),
+        ("internvl", "downsample_ratio", 0.0),
+    ],
+)
+def test_sizes_that_nothing_can_be_computed_with_are_named(name: str, field: str, value: Any) -> None:
+    architecture = {key: found for key, found in KINDS[name].config().to_dict().items() if found is not None}
+    *sections, last = field.split(".")
+    (architecture[sections[0]] if sections else architecture)[last] = value
+    with pytest.raises(ValueError, match=last):
+        read_model(ModelConfig("model", load_format="dummy", architecture=architecture))
+
+
+def test_an_image_without_embeddings_is_refused() -> None:
+    architecture = {key: found for key, found in KINDS["internvl"].config().to_dict().items() if found is not None}
+    architecture["vision_config"]["patch_size"] = 28
+    config = ModelConfig("model", load_format="dummy", architecture=architecture)
+    with pytest.raises(ValueError, match=r"no embeddings: change vision_config.image_size or patch_size"):
+        SizedImages(config, read_model(config), None, None).of_size(28, 28, b"")

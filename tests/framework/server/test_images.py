@@ -135,6 +135,17 @@ def test_whoever_shows_an_image_it_is_seen(role: str, llava: tuple[HTTPServer, L
     assert status == 200 and body["tokens"].count(258) == 16, body
 
 
+@pytest.mark.parametrize("content", ["hello", [{"type": "text", "text": "hel"}, {"type": "text", "text": "lo"}]])
+def test_a_template_of_parts_is_given_parts_where_there_is_text_alone(content: Any, llava: tuple[HTTPServer, LLM]) -> None:
+    """Also one that the model does not bring itself."""
+    server, offline = llava
+    status, body = server.post("/tokenize", model="llava", messages=[{"role": "user", "content": content}])
+    text = content if isinstance(content, str) else "hel\nlo"
+    assert status == 200 and body["tokens"] == offline.get_tokenizer().encode(text)
+    messages: Any = [{"role": "user", "content": text}]
+    assert offline.chat(messages, chat_template=TEMPLATE, use_tqdm=False)[0].prompt_token_ids == body["tokens"]
+
+
 def test_an_image_is_fetched_from_a_host_that_is_trusted(llava: tuple[HTTPServer, LLM], monkeypatch: pytest.MonkeyPatch) -> None:
     server, _ = llava
     asked = {"model": "llava", "temperature": 0, "max_tokens": 6}
@@ -172,6 +183,8 @@ def test_an_image_is_fetched_from_a_host_that_is_trusted(llava: tuple[HTTPServer
         ([part("file:///etc/passwd")], "must be a URL of the form data:image/"),
         ([part("data:image/png;base64,aGVsbG8=")], "no image that Pillow can open"),
         ([part(url(animated(), "GIF", save_all=True))], "2 pictures cannot work"),
+        ([part(url(picture(1), "TIFF"))], "formats: PNG, JPEG, WEBP, GIF, BMP"),
+        ([part(url(picture(1), "EPS").replace("eps", "png", 1))], "formats: PNG, JPEG, WEBP, GIF, BMP"),
         ([part(5)], "must be a URL"),
         ([part(url(picture(1)))] * 3, "3 images are more than the 2"),
         ([{"type": "video_url", "video_url": {"url": "data:"}}], "content of type 'video_url' is not supported"),

@@ -159,9 +159,11 @@ def test_requests_are_those_of_finished_runs(tmp_path: Path) -> None:
     write_requests(tmp_path / "0", [])
     (tmp_path / "1" / REQUESTS_FILE).write_text("")
     assert collect_requests(tmp_path, collect(tmp_path)).empty
-    (tmp_path / "0" / REQUESTS_FILE).write_text("a,b\n1,2\n")
-    with pytest.raises(ValueError, match=r"0/requests\.csv does not hold the requests of a run"):
-        collect_requests(tmp_path, collect(tmp_path))
+    head = (tmp_path / "0" / REQUESTS_FILE).read_text()
+    for mangled, said in (("a,b\n1,2\n", ""), (head + ",".join(["1", "0", "ok", "soon"] + [""] * 12), ".*string .?soon")):
+        (tmp_path / "0" / REQUESTS_FILE).write_text(mangled)
+        with pytest.raises(ValueError, match=rf"0/requests\.csv does not hold the requests of a run{said}"):
+            collect_requests(tmp_path, collect(tmp_path))
 
 
 def test_select_takes_truth_as_hydra_writes_it() -> None:

@@ -1,5 +1,5 @@
 """Every Triton kernel compiles without a GPU, and its machine code passes the gates: each for sm_90 and gfx942, and those with
-GEMMs for sm_80 and sm_100 too (``kernelswap kernels compile --all`` compiles every serving case for every target)."""
+GEMMs or states for sm_80 and sm_100 too (``kernelswap kernels compile --all`` compiles every serving case for every target)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from triton_kernels.lab.loops import LoopFigures
 from triton_kernels.registry import Registry
 
 MATRIX = {"sm_80": "HMMA", "sm_90": "HGMMA", "sm_100": "UTCHMMA", "gfx942": "v_mfma"}
-MAX_COMPILATIONS = 232
+MAX_COMPILATIONS = 246
 GEMMS = (
     "linear:triton",
     "linear:triton_invariant",
@@ -41,6 +41,8 @@ GEMMS = (
 )
 """Their matrix instructions differ from target to target."""
 GEMM_CASES = ("2048 tokens", "2048 tokens, page 64", "2048 tokens, e4m3", "64 requests, page 16", "llama-8b_64_rank_64")
+STATES = ("gated_delta_rule:triton", "ssd_scan:triton", "selective_scan:triton")
+"""With products in chunks of tokens, and states in registers."""
 WIDE = (
     "linear:triton",
     "paged_attention_prefill:tma",
@@ -71,7 +73,7 @@ def compiled(target: str) -> list[Compilation]:
         return attention + compile_for(target, kernels(), max_cases=1) + compile_for(target, WIDE, cases=WIDE_CASES)
     gemms = compile_for(target, GEMMS, cases=GEMM_CASES)
     if target != "gfx942":
-        return attention + gemms
+        return attention + gemms + compile_for(target, STATES, max_cases=1)
     return attention + gemms + compile_for(target, [name for name in kernels() if name not in GEMMS], max_cases=1)
 
 
@@ -84,7 +86,7 @@ def artifacts(target: str) -> list[Artifact]:
 def test_everything_compiles_and_passes_its_gates(target: str) -> None:
     errors = [f"{result.op}:{result.impl} ({result.case}): {result.error}" for result in compiled(target) if result.error]
     assert not errors, "\n".join(errors)
-    wanted = set(kernels() if target in ("sm_90", "gfx942") else GEMMS)
+    wanted = set(kernels() if target in ("sm_90", "gfx942") else (*GEMMS, *STATES))
     refusing = {f"{result.op}:{result.impl}" for result in compiled(target) if result.refused}
     nothing = wanted - {f"{a.op}:{a.impl}" for a in artifacts(target)}
     assert not nothing - refusing, f"{nothing - refusing} have no case that is compiled for {target}"
