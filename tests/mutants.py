@@ -384,7 +384,7 @@ TESTS: dict[str, list[str]] = {
     _SIZED_FILE: ["tests/framework/multimodal/test_sized.py"],
     _TOWERS_FILE: [_TOWER_COST_TESTS],
     _BODIES: ["tests/framework/server/test_images.py"],
-    _PICTURES_FILE: ["tests/experiments/test_image_workloads.py"],
+    _PICTURES_FILE: ["tests/framework/study/test_pictures.py", "tests/experiments/test_image_workloads.py"],
     _SERVE_JOB: ["tests/experiments/test_simulated_serving.py"],
     **dict.fromkeys((_TIMERS, _SIMULATED, _SIMULATED_DEVICE, _RANKS), _SIMULATED_TESTS),
     **dict.fromkeys((_CALIBRATION, _OPERATORS, _OPERATOR_MODEL, _PHYSICS, _KRIGING), _CALIBRATION_TESTS),
@@ -1245,7 +1245,17 @@ MUTANTS = [
         "if (not images or images.fit(request, start, count)) and not manager.has_room(request, hit",
     ),
     Mutant("Gemma 3 reads eight times as far", _GEMMA_FAMILY, "    scaled_positions=True,\n", ""),
-    Mutant("images that cannot be are drawn", _PICTURES_FILE, "                check_size(*size)\n", "                pass\n"),
+    Mutant("layers of other towers see all", _TOWERS_FILE, "sum(layer not in vision.fullatt_block_indexes for", "sum(True for"),
+    Mutant(
+        "drawn tokens stand for images", _PICTURES_FILE, "[other if token in taken else token for token in prompt]", "[*prompt]"
+    ),
+    Mutant("images stand before what all share", _PICTURES_FILE, "index), min(first, num_tokens)", "index), 0"),
+    Mutant("images of other requests come again", _PICTURES_FILE, "index * config.num_images + nth", "index + nth"),
+    Mutant("images of other seeds are the same", _PICTURES_FILE, 'f"{self._config.seed} {name}".encode()', 'f"{name}".encode()'),
+    Mutant("all images have one size", _PICTURES_FILE, "rng.integers(least_width, most_width + 1)", "least_width"),
+    Mutant(
+        "images that cannot be are drawn", _PICTURES_FILE, "                check_size(width, height)\n", "                pass\n"
+    ),
     Mutant("chunks end within images", _ENCODER_CACHE, "(self._whole and end < image.end) or ", ""),
     Mutant("text goes on behind the shorter side", _ITEMS, "position += max(image.grid)", "position += min(image.grid)"),
     Mutant("users spell placeholders", _IMAGE_PROMPTS, "found[0][0] + BREAK + found[0][1:]", "found[0]"),
