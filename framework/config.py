@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .config_checks import check_types, require
-from .distributed.kinds import LAUNCHERS
+from .distributed.config import ParallelConfig
 from .engine.diffusion import DiffusionConfig
 from .engine.kv_cache.spec import ELEMENT_BYTES
 from .engine.policies import POLICIES
@@ -25,10 +25,9 @@ CONVERSIONS = ("auto", "none", "embed", "classify")
 BACKENDS = ("auto", "native", "transformers")
 LATENT_PREFILLS = ("absorbed", "expanded")
 GENERATION_CONFIGS = ("auto", "none")
-PLACEMENTS = ("pack", "spread")
-MAX_RANKS, MAX_NOISE = 4096, 2.0
-MAX_TIMEOUT_S = 1e6
-"""Eleven days: the system's calls that wait count milliseconds in 31 bits."""
+MAX_NOISE = 2.0
+MAX_BLOCKS = 1 << 24
+"""Whose books a host holds in about a GiB."""
 ROUNDED_SCHEMES = ("rtn-int4", "int8", "int8-weight", "fp8", "fp8-block")
 CALIBRATED_SCHEMES = ("gptq-int4", "awq-int4", "autoround-int4")
 QUANT_SCHEMES = ("none", *ROUNDED_SCHEMES, *CALIBRATED_SCHEMES)
@@ -113,7 +112,7 @@ class CacheConfig:
 
     block_size        tokens per block; 0 = what suits the device: 64 where kernels fetch tiles by TMA (Hopper and
                       later), else 16
-    num_blocks        blocks per group; None = from the memory budget
+    num_blocks        blocks per group; None = as many as fit the memory budget and are of use, 2^24 at most
     memory_bytes      memory budget; None = as the device says: memory_fraction of a GPU, 1 GiB on a CPU
     memory_fraction   part of the GPU's memory that weights, activations and cache may take together
     dtype             auto (the model's), float32, float16, bfloat16; quantized, with a scale per token and head: float8_e4m3fn,
@@ -226,63 +225,6 @@ class GraphConfig:
 
 
 @dataclass
-class ParallelConfig:
-    """Ranks per kind of parallelism, ``MAX_RANKS`` at most.
-
-    tp, pp  a tensor is cut among tp devices, the layers among pp stages; an engine takes tp * pp devices
-    dp      engines beside each other, each on devices of its own; ``router`` says which of them serves a request
-    ep      1, or as many as tp: experts are spread over these devices, whole, instead of being cut. Or as many as tp * dp: over all
-            of them, which are one engine then, whose dp schedulers take their steps together
-
-    first_device    number of the GPU that the first rank takes; the others, and the engines beside it, take those after it, counted
-                    around
-    step_timeout_s  a step that takes longer has a rank that hangs, and the engine is ended; so is one of several engines that is
-                    silent for so long while it has work
-
-    Of executor.kind=distributed:
-    start_timeout_s    ranks that are not ready after so long are ended
-    redundant_experts  of each layer, beside one of each expert: replicas that share their load
-    expert_loads       a file of how often experts were chosen (``write_loads``), by which they are replicated and packed at the
-                       start
-    eplb               count how often experts are chosen, so that ``Engine.rebalance_experts`` can move them
-    eplb_steps         steps after which it is done by itself; 0 = never
-    backend            what its workers are: processes (of this machine), threads (of this process, for tests), ray (its actors)
-    port               of this machine, where they find each other; 0 = any that is free. Of several engines each takes the next one
-    placement          of backend=ray: pack (as few nodes as hold the ranks) or spread (over as many as there are)
-    """
-
-    tp: int = 1
-    pp: int = 1
-    dp: int = 1
-    ep: int = 1
-    first_device: int = 0
-    step_timeout_s: float = 300.0
-    start_timeout_s: float = 600.0
-    redundant_experts: int = 0
-    expert_loads: str | None = None
-    eplb: bool = False
-    eplb_steps: int = 0
-    backend: str = "processes"
-    port: int = 0
-    placement: str = "pack"
-
-    @property
-    def num_schedulers(self) -> int:
-        """Of one engine: ``dp`` where their ranks share the experts, and so take every step together."""
-        return self.dp if self.ep > self.tp else 1
-
-    @property
-    def num_engines(self) -> int:
-        """Beside each other, in processes of their own if they have a device: ``dp``, unless that is the schedulers of one."""
-        return self.dp // self.num_schedulers
-
-    @property
-    def num_ranks(self) -> int:
-        """Of one engine."""
-        return self.tp * self.pp * self.num_schedulers
-
-
-@dataclass
 class EngineConfig:
     """Everything an engine is built from. Picklable; no field refers to a live object.
 
@@ -340,7 +282,7 @@ class EngineConfig:
             require(is_possible, f"model.limit_mm_per_prompt.{kind}", most, expected)
         require(c.block_size >= 0, "cache.block_size", c.block_size, "0 (automatic) or a positive number")
         expected = "at least 2 (block 0 is the null block) and at most 2^24, or null"
-        require(c.num_blocks is None or 2 <= c.num_blocks <= 1 << 24, "cache.num_blocks", c.num_blocks, expected)
+        require(c.num_blocks is None or 2 <= c.num_blocks <= MAX_BLOCKS, "cache.num_blocks", c.num_blocks, expected)
         q = self.quant
         require(q.group_size == -1 or q.group_size > 0, "quant.group_size", q.group_size, "-1 (whole rows) or a positive number")
         require(q.num_samples > 0, "quant.num_samples", q.num_samples, "a positive number")
@@ -391,7 +333,9 @@ class EngineConfig:
             self.graphs.batch_sizes,
             "positive numbers, at least one, or null (or graphs.enabled=false)",
         )
-        self._check_parallel()
+        self.parallel.validate(e.kind, EXECUTORS)
+        if EXECUTORS[e.kind].has_workers:
+            self._check_workers()
         self.speculative_config.validate(has_model=EXECUTORS[e.kind].has_device)
         self.structured_outputs.validate()
         self.diffusion.validate()
@@ -399,46 +343,9 @@ class EngineConfig:
         self._check_sections()
         self._check_probes()
 
-    def _check_parallel(self) -> None:
-        p, kind = self.parallel, EXECUTORS[self.executor.kind]
-        for name in ("tp", "pp", "dp", "ep"):
-            require(1 <= getattr(p, name) <= MAX_RANKS, f"parallel.{name}", getattr(p, name), f"from 1 to {MAX_RANKS}")
-        expected = f"1, or {p.tp} as parallel.tp" + (f", or {p.tp * p.dp} as parallel.tp * parallel.dp" if p.dp > 1 else "")
-        require(p.ep in (1, p.tp, p.tp * p.dp), "parallel.ep", p.ep, expected)
-        require(p.redundant_experts >= 0, "parallel.redundant_experts", p.redundant_experts, "0 (none) or more")
-        require(p.eplb_steps >= 0, "parallel.eplb_steps", p.eplb_steps, "0 (never) or more")
-        require(p.eplb or not p.eplb_steps, "parallel.eplb_steps", p.eplb_steps, "0 without parallel.eplb=true")
-        for name in ("redundant_experts", "expert_loads", "eplb"):
-            expected = f"{getattr(ParallelConfig, name)} without parallel.ep"
-            require(p.ep > 1 or not getattr(p, name), f"parallel.{name}", getattr(p, name), expected)
-        require(p.backend in LAUNCHERS, "parallel.backend", p.backend, "one of " + ", ".join(LAUNCHERS))
-        require(
-            p.port == 0 or 0 < p.port <= 2**16 - p.num_engines,
-            "parallel.port",
-            p.port,
-            "0 (any) or a port's number, one for each engine",
-        )
-        require(p.first_device >= 0, "parallel.first_device", p.first_device, "0 or more")
-        for name in ("step_timeout_s", "start_timeout_s"):
-            expected = f"from 0.001 to {MAX_TIMEOUT_S:.0f}"
-            require(0.001 <= getattr(p, name) <= MAX_TIMEOUT_S, f"parallel.{name}", getattr(p, name), expected)
-        readers = {"first_device": kind.has_device, "step_timeout_s": p.dp > 1}
-        readers |= dict.fromkeys(
-            ("start_timeout_s", "redundant_experts", "expert_loads", "eplb", "backend", "port", "placement"), False
-        )
-        if not kind.has_workers:
-            able = ", ".join(name for name, other in EXECUTORS.items() if other.has_workers)
-            require(p.ep in (1, p.tp), "parallel.ep", p.ep, f"1, or {p.tp} as parallel.tp (executor.kind={self.executor.kind})")
-            for name in [name for name, is_read in readers.items() if not is_read]:
-                default = getattr(ParallelConfig, name)
-                expected = f"{default} (executor.kind={self.executor.kind} does not read it; {able} does)"
-                require(getattr(p, name) == default, f"parallel.{name}", getattr(p, name), expected)
-            return
-        require(p.placement in PLACEMENTS, "parallel.placement", p.placement, "one of " + ", ".join(PLACEMENTS))
-        expected = f"pack (parallel.backend={p.backend} does not read it; ray does)"
-        require(p.placement == "pack" or p.backend == "ray", "parallel.placement", p.placement, expected)
-        if (reason := LAUNCHERS[p.backend].reason) is not None:
-            raise ValueError(f"parallel.backend={p.backend} cannot work: {reason}")
+    def _check_workers(self) -> None:
+        """Refuses what they cannot do yet."""
+        p = self.parallel
         if p.pp > 1 and (method := self.speculative_config.method) is not None:
             raise ValueError(f"speculative_config.method={method} cannot work with parallel.pp={p.pp}: stages check no drafts yet")
         if p.num_schedulers > 1 and (method := self.speculative_config.method) is not None:
@@ -461,7 +368,7 @@ class EngineConfig:
                 found = getattr(self, section)
                 for name, default in vars(type(found)()).items():
                     expected = f"{default} (executor.kind={kind} does not read it; {able} does)"
-                    # See _check_probes, and _check_parallel for what all kinds may have.
+                    # See _check_probes, and ParallelConfig.validate for what all kinds may have.
                     elsewhere = name in ("kind", "passes_per_canvas", "op_scale", "op_delay_s") or (
                         section == "parallel" and name not in ("tp", "pp", "ep")
                     )

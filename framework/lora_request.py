@@ -62,7 +62,7 @@ class LoraConfig:
 
     def validate(self) -> None:
         """Raises ValueError as ``EngineConfig.validate`` does."""
-        require(self.max_loras > 0, "lora.max_loras", self.max_loras, "a positive number")
+        require(0 < self.max_loras <= 1 << 20, "lora.max_loras", self.max_loras, "from 1 to 2^20")
         require(1 <= self.max_rank <= MAX_LORA_RANK, "lora.max_rank", self.max_rank, f"from 1 to {MAX_LORA_RANK}")
         least = f"at least {self.max_loras} as lora.max_loras, or null (as many)"
         require(self.num_host_loras >= self.max_loras, "lora.max_cpu_loras", self.max_cpu_loras, least)

@@ -44,7 +44,7 @@ class StepWork:
     decodes      rows of one token each, and of one and its drafts
     chunk_lens, chunk_ctx_lens   of each row of a prompt: new tokens, and tokens in the cache, the new ones included
     recorded     the kernels up to the logits are replayed, in one launch
-    num_visual   of the tokens, those that take the weights of images; None: there are no such weights
+    num_visual   of the tokens, those that take the weights of images, where there are such weights
     whole_lens, whole_ctx_lens   of each image or canvas whose tokens see each other: tokens, and those up to its last
     whole_window_lens   likewise, of canvases in layers with windows, which attend to copies of what they see there
     encoded      each item that is encoded: one by one, and never in a recording
@@ -60,7 +60,7 @@ class StepWork:
     chunk_lens: Sequence[int] = ()
     chunk_ctx_lens: Sequence[int] = ()
     recorded: bool = False
-    num_visual: int | None = None
+    num_visual: int = 0
     whole_lens: Sequence[int] = ()
     whole_ctx_lens: Sequence[int] = ()
     whole_window_lens: Sequence[int] = ()
@@ -74,12 +74,14 @@ class StepWork:
     @property
     def numbers(self) -> tuple[tuple[Rows, int], ...]:
         """What calls have for lengths that need no contexts -> their number."""
-        found: tuple[tuple[Rows, int], ...] = ("tokens", self.num_tokens), ("logits", self.num_logits), ("samples", self.num_logits)
-        if self.num_taken:
-            found = ("taken", self.num_taken), *found
-        if self.num_visual is None:
-            return found
-        return ("language", self.num_tokens - self.num_visual), ("vision", self.num_visual), *found
+        return (
+            ("taken", self.num_taken),
+            ("language", self.num_tokens - self.num_visual),
+            ("vision", self.num_visual),
+            ("tokens", self.num_tokens),
+            ("logits", self.num_logits),
+            ("samples", self.num_logits),
+        )
 
     @property
     def items(self) -> Iterator[tuple[Rows, Item]]:

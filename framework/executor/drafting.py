@@ -49,7 +49,8 @@ class Drafting:
             )
         else:
             whole, model = native(model, config), replace(model, quantization=None)
-            found = replace(whole, layers=whole.layers[-1:])
+            names = {name: stored for name, stored in whole.family.names.items() if not name.startswith("vision_")}
+            found = replace(whole, layers=whole.layers[-1:], family=replace(whole.family, names=names))
             stage = Stage(range(1), first=False)
         unquantized = replace(config, quant=QuantConfig())
         self.model, self.placed = model, Placement.of_native(model, found, unquantized, [stage], timers)

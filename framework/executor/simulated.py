@@ -225,7 +225,8 @@ class SimulatedExecutor:
         """Of equal steps, one after the other."""
         assert self._drafting is not None
         tokens, contexts = [1 + num_drafts] * num_rows, np.full(num_rows, self._context + num_drafts)
-        work = self._work(StepInput(0, list(range(num_rows)), tokens, tokens), contexts)
+        nobody = [-1] * num_rows  # who has no images
+        work = self._work(StepInput(0, nobody, tokens, tokens), contexts)
         times = self._placement.step(work, counted=False)
         drafting_s, launches = self._drafting.step(self._drafting.passes(work, contexts, num_drafts), counted=False)
         times[-1] = times[-1][0] + drafting_s, times[-1][1] + launches

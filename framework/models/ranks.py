@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from ..config import CALIBRATED_SCHEMES, MAX_RANKS, ParallelConfig, QuantConfig
+from ..config import CALIBRATED_SCHEMES, QuantConfig
+from ..distributed.config import MAX_RANKS, ParallelConfig
 from ..engine.kv_cache.spec import PagedKV
 from .architecture import Architecture, LayerShape
 from .expert_map import first_map

@@ -192,14 +192,14 @@ class Checkpoint(Weights):
     def check_tied(self, a: Architecture) -> None:
         """Of a model that computes logits from its embeddings: there are no other weights for them, or the same ones once more, as
         files of torch.save have them. Raises ValueError otherwise."""
-        logits, num_rows = f"{a.family.lm_head}.weight", a.vocab_size
+        logits = f"{a.family.lm_head}.weight"
         if not self.holds(logits):
             return
         embed, *_, shape = next(model_parts(a)["embed"].tensors())
-        for start in range(0, num_rows, _COMPARED_ROWS):
-            rows = (slice(start, min(start + _COMPARED_ROWS, num_rows)),)
-            own = self.files.read_float(logits, (num_rows, a.embed_dim), rows).to(self.dtype)
-            if not torch.equal(own, self.files.read_float(embed, shape, rows).to(self.dtype)):
+        for start in range(0, a.vocab_size, _COMPARED_ROWS):
+            rows = (slice(start, min(start + _COMPARED_ROWS, a.vocab_size)),)
+            table = self.files.read_float(embed, shape, rows).to(self.dtype)
+            if self.shape(logits) != shape or not torch.equal(table, self.files.read_float(logits, shape, rows).to(self.dtype)):
                 stored = self.files.where[logits][1]
                 raise ValueError(
                     f"the checkpoint in {self.files.folder} has {stored}, which differs from {embed}, but its config.json (or "

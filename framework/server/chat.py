@@ -12,7 +12,6 @@ from ..engine.prompts import EngineInput
 from ..outputs import CompletionOutput
 from ..sampling_params import RequestOutputKind
 from .chat_template import fetch_images, tokenize
-from .config import ServerConfig
 from .errors import APIError
 from .generation import Generation
 from .logprobs import chat_logprobs, prompt_logprobs
@@ -21,7 +20,7 @@ from .message_format import MessageFormat, message_format
 from .parsing import MessageParser
 from .protocol.chat import ChatAnswer, ChatBody
 from .protocol.common import ERRORS, STREAM
-from .sampling import refuse, sampling_params, structured_outputs
+from .sampling import check_takes_constraints, refuse, sampling_params, structured_outputs
 from .serving import Serving
 from .sse import ChunkWriter, respond
 
@@ -45,7 +44,7 @@ class Chat(Generation):
         self.num_top = body.top_logprobs or 0
         if self.num_top and not body.logprobs:
             raise APIError(400, "when using `top_logprobs`, `logprobs` must be set to true.", "top_logprobs")
-        self.format = _take_format(serving.config, body)
+        self.format = _take_format(serving, body)
         max_tokens = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
         params = sampling_params(
             serving,
@@ -181,8 +180,9 @@ class Chat(Generation):
         return self.serving.usage(len(prompt.token_ids), num_completion, num_cached, reasoning)
 
 
-def _take_format(config: ServerConfig, body: ChatBody) -> MessageFormat:
+def _take_format(serving: Serving, body: ChatBody) -> MessageFormat:
     """The format that the body asks for. The call that it may ask for takes the place of any other form."""
+    config = serving.config
     found = message_format(
         body.tools or (),
         body.tool_choice,
@@ -192,5 +192,6 @@ def _take_format(config: ServerConfig, body: ChatBody) -> MessageFormat:
         is_constrained=structured_outputs(body) is not None,
     )
     if found.schema is not None:
+        check_takes_constraints(serving, "tool_choice")
         body.response_format, body.structured_outputs = None, {"json": found.schema}
     return found

@@ -19,7 +19,7 @@ from .protocol.common import ERRORS, STREAM
 from .protocol.responses import ResponseAnswer, ResponsesBody
 from .response_input import LOGPROBS, chat_body
 from .response_items import Event, ResponseItems
-from .sampling import refuse
+from .sampling import check_takes_constraints, refuse, structured_outputs
 from .serving import Serving
 from .sse import encode_json, respond
 
@@ -64,7 +64,10 @@ class Responding:
             raise APIError(400, f"`{param}` is not supported by this server for responses: leave it out", param)
         if body.top_logprobs and LOGPROBS not in (body.include or ()):
             raise APIError(400, f"`top_logprobs` needs {LOGPROBS!r} in `include`", "top_logprobs")
-        self.chat = Chat(serving, chat_body(body), request)
+        chat = chat_body(body)
+        if body.structured_outputs is None and structured_outputs(chat) is not None:
+            check_takes_constraints(serving, "text")
+        self.chat = Chat(serving, chat, request)
         if self.chat.params.logprobs is not None:
             self.chat.params.output_kind = RequestOutputKind.DELTA  # so that they come with what they are of
         self.items = ResponseItems()

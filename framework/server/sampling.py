@@ -52,6 +52,8 @@ def sampling_params(
         given["temperature"] = 1.0  # beams do not depend on it, and zero allows no n
     kind = RequestOutputKind.DELTA if body.stream else RequestOutputKind.FINAL_ONLY
     defaults, constraint = serving.engine.inputs.default_params(), structured_outputs(body)
+    if constraint is not None:
+        check_takes_constraints(serving, "structured_outputs" if body.structured_outputs is not None else "response_format")
     return replace(
         defaults,
         **given,
@@ -88,6 +90,17 @@ def structured_outputs(body: GenerationBody) -> dict[str, Any] | None:
         f"`response_format.type` must be text, json_object, json_schema or structural_tag; found {shown(kind)!r}",
         "response_format",
     )
+
+
+def check_takes_constraints(serving: Serving, field: str) -> None:
+    """Raises APIError where no model of this server can hold outputs to a form. field: by which the client asks for one."""
+    if serving.engine.inputs.denoises:
+        raise APIError(
+            400,
+            f"`{field}` cannot work: the model generates by block diffusion, where the tokens before one may come after it; leave "
+            "it out",
+            field,
+        )
 
 
 def refuse(body: GenerationBody, fields: tuple[str, ...]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ...config import EngineConfig
+from ...config import MAX_BLOCKS, EngineConfig
 
 
 def cache_budget(free: int, total: int, activations: int, fraction: float) -> int:
@@ -24,8 +24,8 @@ def logit_rows(config: EngineConfig, canvas_size: int = 1) -> int:
 
 
 def useful_blocks(config: EngineConfig, num_groups: int, max_model_len: int) -> int:
-    """What all seats can fill, and the null block."""
-    return num_groups * config.scheduler.max_num_seqs * -(-max_model_len // config.cache.block_size) + 1
+    """What all seats can fill, and the null block; no more than lists can hold."""
+    return min(num_groups * config.scheduler.max_num_seqs * -(-max_model_len // config.cache.block_size) + 1, MAX_BLOCKS)
 
 
 def cache_blocks(

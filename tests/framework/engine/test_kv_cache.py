@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from framework.config import CacheConfig, EngineConfig, SchedulerConfig
 from framework.engine.kv_cache.manager import NEVER, KVCacheManager, PrefixHit
+from framework.engine.kv_cache.memory import cache_blocks
 from framework.engine.kv_cache.pool import NULL_BLOCK, BlockPool
 from framework.engine.kv_cache.prefix import ROOT, chain_hash, extend_hashes, extra_keys
 from framework.engine.kv_cache.spec import State, block_bytes, group_layers
@@ -23,6 +25,14 @@ def admit(manager: KVCacheManager, request: Request) -> int:
     manager.admit(request, hit, request.num_tokens)
     manager.advance(request, request.num_tokens)
     return hit.num_tokens
+
+
+@pytest.mark.parametrize("memory_bytes", [10**18, None])
+def test_no_budget_makes_more_blocks_than_lists_hold(memory_bytes: int | None) -> None:
+    config = EngineConfig(cache=CacheConfig(1, memory_bytes=memory_bytes), scheduler=SchedulerConfig(max_num_seqs=1 << 20))
+    config.validate()
+    for each in (0, 8):
+        assert cache_blocks(config, 2, 1 << 20, each, lambda: 10**18) == 1 << 24
 
 
 def test_layers_of_equal_spec_share_groups_of_equal_size() -> None:

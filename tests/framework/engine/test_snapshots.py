@@ -16,6 +16,7 @@ from framework.engine.kv_cache.snapshots import Snapshots
 from framework.engine.request import Request
 from framework.executor.null import NullExecutor
 from framework.executor.shape import ModelShape
+from framework.lora_request import LoraConfig
 
 from .. import engines
 from ..engines import MODELS, assert_idle, finish, make_config, make_request, token_params, tokens_of
@@ -218,3 +219,5 @@ def test_the_configuration_says_what_cannot_be() -> None:
     ):
         with pytest.raises(ValueError, match=why):
             replace(config, cache=cache, scheduler=scheduler).validate()
+    with pytest.raises(ValueError, match=r"lora.max_loras=1099511627776 .* from 1 to 2\^20"):
+        replace(config, lora=LoraConfig(enabled=True, max_loras=1 << 40)).validate()

@@ -8,19 +8,33 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
 from safetensors.torch import load_file
 
 from framework.build import build_engine
-from framework.config import CacheConfig, EngineConfig, ExecutorConfig, GraphConfig, ModelConfig, QuantConfig, SchedulerConfig
+from framework.config import (
+    CacheConfig,
+    EngineConfig,
+    ExecutorConfig,
+    GraphConfig,
+    ModelConfig,
+    QuantConfig,
+    SchedulerConfig,
+    SpeculativeConfig,
+)
+from framework.engine.encoding import EncoderInput, ImageViews
 from framework.engine.engine import Engine
-from framework.engine.kv_cache.spec import block_bytes
+from framework.engine.kv_cache.spec import CrossKV, PagedKV, block_bytes, group_layers
+from framework.engine.step import NewRequest, StepInput
 from framework.executor.calls import CallList
 from framework.executor.device_memory import activation_bytes
+from framework.executor.mirror import Mirror
 from framework.models.ranks import stages
 from framework.models.read import read_model
+from framework.multimodal.items import ImageItem
 from framework.sampling_params import SamplingParams
 
 from ..engines import assert_idle, finish
@@ -167,6 +181,45 @@ def test_one_image_of_several_requests_is_encoded_once(mllama: Path) -> None:
     assert found == {1: {projector: 1, keys_and_values: 2}, 8: {projector: 1, keys_and_values: 2 * 8}}
 
 
+def test_what_is_only_predicted_computes_no_images(tmp_path: Path) -> None:
+    """Where the depth of drafts is chosen by the time of steps: at contexts of some, which others have images at."""
+    make_without_weights("gemma3", tmp_path)
+    spec = {"method": "ngram", "num_speculative_tokens": 3, "adaptive_depth": True, "rejection_sample_method": "synthetic"}
+    spec |= {"synthetic_acceptance_rates": [0.9, 0.5, 0.2]}
+    engine = build(tmp_path, profile=True, speculative_config=SpeculativeConfig(**spec), scheduler=SchedulerConfig(max_num_seqs=4))
+    assert engine.inputs.image_prompts is not None
+    image = engine.inputs.image_prompts.placeholder_id
+    for i in range(4):
+        shown = {"prompt_token_ids": [*[5 + i] * 40, image], "multi_modal_data": {"image": picture(i, 56, 56)}}
+        text = {"prompt_token_ids": [5 + i] * 41}
+        engine.add_request(str(i), text if i else shown, SamplingParams(temperature=0, max_tokens=30, ignore_eos=True))
+    finish(engine)
+    done: Counter[str] = Counter()
+    for call, _, _, count in engine.executor.call_times or ():
+        done[call.op] += count
+    report = engine.executor.plan_report()
+    assert done == {op: found["calls"] for op, found in report.items()} and done["paged_attention_prefill"]
+
+
+def test_a_head_that_drafts_has_no_visual_experts() -> None:
+    """It is a layer of Llama's: on text, a model without the experts costs as much more."""
+    extra = []
+    for name, model in (("cogvlm-chat", {"limit_mm_per_prompt": {"image": 0}}), ("llama-2-7b", {})):
+        found = []
+        for method in (None, "eagle"):
+            config = shape(name, **model)
+            config.executor = ExecutorConfig("simulated", "h200", "roofline")
+            if method is not None:
+                rates = {"rejection_sample_method": "synthetic", "synthetic_acceptance_rates": [0.9, 0.5, 0.2]}
+                config.speculative_config = SpeculativeConfig(method=method, num_speculative_tokens=3, **rates)
+            engine = build_engine(config)
+            engine.add_request("", {"prompt_token_ids": [5] * 20}, SamplingParams(temperature=0, max_tokens=1))
+            finish(engine)
+            found.append((engine.executor.weight_bytes, engine.executor.op_times()["linear"].calls, engine.clock.now()))
+        extra.append([more - less for less, more in zip(*found)])
+    assert extra[0] == pytest.approx(extra[1]) and extra[0][1] > 0
+
+
 @pytest.mark.parametrize("calibration", [{"calibration": "roofline", "efficiency": 1.0, "kernel_overhead_s": 0.0}, {}])
 def test_what_images_take(calibration: dict[str, Any], mllama: Path) -> None:
     """Tokens that see more tiles take longer, and so do steps that encode these."""
@@ -220,3 +273,39 @@ def _add_all(engine: Engine, jobs: list[tuple[int, int, int, float]], only: int 
     for i, (num_images, num_tokens, num_output, own) in enumerate(jobs):
         if only in (None, i):
             add(engine, str(i), random.Random(own), num_images, num_tokens, num_output)
+
+
+CROSS = group_layers([PagedKV(1, 8, 8, "float32"), CrossKV(1, 8, 8, "float32")])
+TILES = ImageItem(0, 1, b"tiles", {"aspect_ratio_mask": np.ones((1, 1, 2))})
+
+
+def mirrored(mirror: Mirror, step_id: int, *new: NewRequest, seats: tuple[int, ...] = (0,), **more: Any) -> None:
+    counts = [len(each.token_ids) for each in new] or [1] * len(seats)
+    mirror.apply(StepInput(step_id, list(seats), counts, [1] * len(seats), list(new), **more))
+
+
+def test_the_mirror_sees_what_is_wrong_with_images() -> None:
+    """Six vectors of two tiles, to which a request of two tokens attends, in blocks of four."""
+    given = ImageViews(3, 4).encoder_input([TILES])
+    assert given is not None
+
+    def request(seat: int, *blocks: list[int], encoded: EncoderInput | None = given) -> NewRequest:
+        return NewRequest(seat, str(seat), [5, 6], 2, 0, list(blocks), SamplingParams(seed=seat), encoder_input=encoded)
+
+    mirror = partial(Mirror, 2, 9, 4, 50, CROSS, sees_images=True)
+    with pytest.raises(AssertionError, match="image at token 0 is not encoded"):
+        mirrored(mirror(encoder_cache=6), 0, request(0, [1], [2, 3]))
+    kept = mirror(encoder_cache=5)
+    mirrored(kept, 0, request(0, [1], [2, 3]), images=list(given.images))
+    with pytest.raises(AssertionError, match="more embeddings are kept"):
+        mirrored(kept, 1)
+    passing = mirror(encoder_cache=5)
+    mirrored(passing, 0, request(0, [1], [2, 3]), images=list(given.images))
+    mirrored(passing, 1, forgotten=[given.images[0].key])
+    with pytest.raises(AssertionError, match="image at token 0 is not encoded"):
+        mirrored(passing, 2, request(1, [4], [5, 6]), seats=(1,))
+    overwritten = mirror(encoder_cache=6)
+    mirrored(overwritten, 0, request(0, [1], [2, 3]), images=list(given.images))
+    mirrored(overwritten, 1, request(1, [2], [], encoded=None), seats=(1,))
+    with pytest.raises(AssertionError, match="block 2 does not hold token 0"):
+        mirrored(overwritten, 2)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from framework.config import ModelConfig
 from framework.quantize.source import Source
@@ -67,6 +67,21 @@ def test_one_row_makes_them_others(tmp_path: Path) -> None:
         theirs.save_pretrained(tmp_path)
         with pytest.raises(ValueError, match=r"which differs from model\.embed_tokens\.weight"):
             build(ModelConfig(str(tmp_path), architecture={"tie_word_embeddings": True}))
+
+
+def test_more_rows_make_them_others(tmp_path: Path) -> None:
+    """What to do is said of them, too; of a table of embeddings that does not fit it is said that it does not."""
+    make(with_tied("llama", True), tmp_path)
+    path = tmp_path / "model.safetensors"
+    tensors = load_file(path)
+    table = tensors["model.embed_tokens.weight"]
+    more = torch.cat([table, torch.zeros(5, table.shape[1])])
+    save_file({**tensors, "lm_head.weight": more}, path)
+    with pytest.raises(ValueError, match=r"which differs from model\.embed_tokens\.weight.* or, .* delete lm_head\.weight"):
+        build(ModelConfig(str(tmp_path)))
+    save_file({**tensors, "lm_head.weight": more, "model.embed_tokens.weight": more.clone()}, path)
+    with pytest.raises(ValueError, match=r"tensor model\.embed_tokens\.weight has shape"):
+        build(ModelConfig(str(tmp_path)))
 
 
 def test_the_same_weights_once_more(tmp_path: Path) -> None:

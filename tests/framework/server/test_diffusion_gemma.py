@@ -71,18 +71,14 @@ def test_conversations(served: Served) -> None:
         ({"frequency_penalty": -0.5}, "frequency_penalty", "block diffusion"),
         ({"repetition_penalty": 1.2}, "repetition_penalty", "block diffusion"),
         ({"bad_words": ["import"]}, "bad_words", "block diffusion"),
-        ({"response_format": {"type": "json_object"}}, "structured_outputs", "block diffusion"),
+        ({"response_format": {"type": "json_object"}}, "response_format", "block diffusion"),
         ({"structured_outputs": {"choice": ["a", "b"]}}, "structured_outputs", "block diffusion"),
         ({"prompt_logprobs": 1}, "prompt_logprobs", "block diffusion"),
         ({"use_beam_search": True, "n": 2}, None, "beam search cannot work"),
         ({"logit_bias": {"5000": 1}}, "logit_bias", "5000"),
         ({"logprobs": True, "top_logprobs": 99}, "logprobs", "99"),
         ({"max_tokens": 10_000}, None, "maximum context length is 128"),
-        (
-            {"tools": [{"type": "function", "function": {"name": "f"}}], "tool_choice": "required"},
-            "structured_outputs",
-            "block diffusion",
-        ),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}], "tool_choice": "required"}, "tool_choice", "block diffusion"),
     ],
     ids=lambda given: ", ".join(given) if isinstance(given, dict) else "",
 )
@@ -95,6 +91,17 @@ def test_what_cannot_be_is_refused(asked: dict[str, Any], param: str | None, sai
     assert param is None or body["error"]["param"] == param, body
     status, body = server.post("/v1/chat/completions", **given)
     assert status == 200 and body["choices"][0]["message"]["content"] == offline(llm).outputs[0].text
+
+
+def test_forms_are_refused_at_every_door_by_the_field_that_asks(served: Served) -> None:
+    server, _, _ = served
+    asked = {"/v1/responses": ({"input": "a", "text": {"format": {"type": "json_object"}}}, "text")}
+    asked["/v1/completions"] = {"prompt": "a", "response_format": {"type": "json_object"}}, "response_format"
+    for path, (body, param) in asked.items():
+        status, found = server.post(path, model="d", **body)
+        assert status == 400 and found["error"]["param"] == param and "block diffusion" in found["error"]["message"], found
+    status, _ = server.post("/v1/responses", model="d", input="a", max_output_tokens=4, text={"format": {"type": "text"}})
+    assert status == 200
 
 
 def test_what_a_request_may_ask_for(served: Served) -> None:
