@@ -4,6 +4,7 @@ around a request; and a simulated device takes the time of its tower."""
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -18,6 +19,7 @@ from framework.multimodal import sized
 
 from ..engines import assert_idle, finish, token_params
 from .checkpoints import KINDS, picture
+from .test_sized import shape
 
 NAMES = ("llava", "qwen2_vl", "gemma3")
 
@@ -159,6 +161,17 @@ def test_weights_and_embeddings_of_images_take_memory() -> None:
         return build_engine(EngineConfig(given, executor=ExecutorConfig("simulated", "h200"))).executor.num_blocks
 
     assert num_blocks() <= num_blocks(limit_mm_per_prompt={"image": 0})
+
+
+def test_embeddings_that_are_kept_take_the_room_of_blocks() -> None:
+    """Of half precision, as wide as the hidden states."""
+    config = shape("llava-1.5-7b")
+    config = replace(config, cache=CacheConfig(block_size=16))
+    few, many = (
+        build_engine(replace(config, scheduler=SchedulerConfig(encoder_cache=count))).executor.num_blocks
+        for count in (1000, 1000 + 200 * 1024)
+    )
+    assert few - many == pytest.approx(200 * 1024 * 4096 / (16 * 32 * 2 * 4096), abs=1)
 
 
 def test_pipelines_take_no_images() -> None:
