@@ -11,7 +11,7 @@ from ..config import EngineConfig
 from ..models import cogvlm, internvl_chat, phi3_v
 from ..models.read import ModelInfo
 from ..multimodal.items import ImageItem
-from ..multimodal.sized import read_sizing
+from ..multimodal.sized import largest_image
 from ..multimodal.support import images_refusal
 from .encoders import Encoders, EncoderStack, Item, Parts, Product
 
@@ -55,11 +55,11 @@ class Tower:
         return Encoders((self.stack,), tower_bytes(config.model, model), self._most_positions(config, model))
 
     def _most_positions(self, config: EngineConfig, model: ModelInfo) -> int:
-        """Of an image whose embeddings are kept, and fit into a prompt; 0 where none does."""
-        most, sizing = min(config.scheduler.encoder_cache, model.max_model_len), read_sizing(config.model, model)
-        found = (sizing(*size) for size in sizing.sizes(most))
-        items = (self.item(ImageItem(0, sized.count, b"", sized.inputs)) for sized in found if sized.count <= most)
-        return max((item if isinstance(item, int) else sum(item.parts) for item in items), default=0)
+        """Of the largest image; 0 where there is none."""
+        if (inputs := largest_image(config, model)) is None:
+            return 0
+        item = self.item(ImageItem(0, 0, b"", inputs))
+        return item if isinstance(item, int) else sum(item.parts)
 
     def item(self, image: ImageItem) -> Item:
         """What an image is for the stack, by the shapes of its inputs."""
