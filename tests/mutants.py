@@ -1352,15 +1352,8 @@ MUTANTS = [
     ),
     Mutant("encoders read causally", _ENCODER_COST, '"window": 0, "causal": 0}', '"window": 0}'),
     Mutant("convolutions of sound have one row per vector", _ENCODER_COST, "found.d_model, 2.0)", "found.d_model, 1.0)"),
-    Mutant(
-        "norms of an encoder are one launch", _ENCODER_COST, 'if self.norm == "layer" else _rms_passes(element)', "if True else ()"
-    ),
-    Mutant(
-        "sums of an encoder are free",
-        _ENCODER_COST,
-        "yield EncoderCall(ELEMENTWISE, {}, 2 * depth, hidden * 3",
-        "EncoderCall('', {}, 0, 3",
-    ),
+    Mutant("norms of an encoder are one launch", _ENCODER_COST, 'self.norm == "layer" else', "True else"),
+    Mutant("sums of an encoder are free", _ENCODER_COST, "2 * depth, hidden * 3", "0 * depth, hidden * 3"),
     Mutant("rotations of a tower are free", _TOWERS_FILE, "passes=12,", "passes=0,"),
     Mutant("a gate of an encoder is free", _ENCODER_COST, "* (1 + self.gated), Product(inner", ", Product(inner"),
     Mutant("blocks of an encoder may be others'", _IMAGE_MIRROR, "held.count(block) == 1 for", "True for"),
