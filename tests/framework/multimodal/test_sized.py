@@ -117,6 +117,14 @@ def shape(name: str, kind: str = "simulated", **model: Any) -> EngineConfig:
     return EngineConfig(given, CacheConfig(block_size=16, num_blocks=600), executor=ExecutorConfig(kind))
 
 
+def test_images_of_one_name_and_of_other_sizes_are_others() -> None:
+    """Also where the model makes them one size."""
+    config = shape("llava-1.5-7b")
+    images = SizedImages(config.model, read_model(config.model), None, None)
+    keys = [images.of_size(*size, name).key for size in ((1, 12), (11, 2), (2, 11)) for name in (b"1", b"2", b"")]
+    assert len(set(keys)) == 9 and images.of_size(1, 12, b"1").key == keys[0]
+
+
 def test_a_model_without_a_folder_takes_images_among_token_ids() -> None:
     engine = build_engine(shape("llava-1.5-7b", "null"))
     prompt = {"prompt_token_ids": [5, 32000, 6], "multi_modal_data": {"image": picture(0)}}
