@@ -25,6 +25,7 @@ _POOLING_SETTINGS = "framework/models/pooling/settings.py"
 _POOLING_FILES = "framework/models/pooling/sentence_transformers.py"
 _TOWER_EXECUTOR = "framework/worker/pooling/towers.py"
 _IMAGES = "framework/engine/images.py"
+_CHAT = "framework/engine/chat.py"
 _ENCODER_CACHE = "framework/multimodal/encoder_cache.py"
 _ITEMS = "framework/multimodal/items.py"
 _IMAGE_PROMPTS = "framework/multimodal/processor.py"
@@ -263,6 +264,7 @@ TESTS: dict[str, list[str]] = {
     **dict.fromkeys((_POOLING_SETTINGS, _POOLING_FILES, _TOWER_EXECUTOR), _POOLING_TESTS),
     _IMAGE_EMBEDDINGS: ["tests/framework/multimodal/test_serving.py", _MLLAMA_TESTS],
     _IMAGES: [*_POOLING_TESTS, "tests/framework/multimodal/test_serving.py"],
+    _CHAT: ["tests/framework/multimodal/test_serving.py"],
     **dict.fromkeys((_ITEMS, _IMAGE_PROMPTS, _IMAGE_PLACES, _ANGLES), _IMAGE_TESTS),
     **{key: [*_IMAGE_TESTS, _FAILING_STEPS] for key in (_ENCODER_CACHE, _IMAGE_ROWS)},
     **dict.fromkeys(
@@ -1249,6 +1251,7 @@ MUTANTS = [
     Mutant("users spell placeholders", _IMAGE_PROMPTS, "found[0][0] + BREAK + found[0][1:]", "found[0]"),
     Mutant("prompts without a beginning", _IMAGE_PROMPTS, "self._pattern.split(self._processor.begun(text))", "pieces"),
     Mutant("prefixes are said to be shared", _SERVE_JOB, '"on" if info.prefix_caching else "off"', '"on"'),
+    Mutant("videos in conversations", _CHAT, "not part.keys().isdisjoint(_OTHER_MEDIA)", "False"),
     Mutant("every image is a hit", _ENCODER_CACHE, "self.num_hits += is_kept", "self.num_hits += 1"),
     Mutant("what passes by stays", _ENCODER_CACHE, "self._forgotten, list(self._passing)", "self._forgotten, []"),
     Mutant("attended images of any number", _ENCODER_CACHE, "sum(missing.values()) <= self._left or", "True or"),

@@ -9,6 +9,9 @@ from typing import Any
 from ..multimodal.places import ImagePlaces
 from .images import check_reads_images, image_from_url
 
+_OTHER_MEDIA = ("video", "video_url", "audio", "audio_url", "input_audio")
+"""Templates of models that take them write placeholders for them, behind which there would be nothing."""
+
 
 class ChatTemplate:
     """Of a tokenizer or its processor.
@@ -23,7 +26,8 @@ class ChatTemplate:
     def take_images(
         self, messages: Sequence[Mapping[str, Any]], chat_template: str | None = None
     ) -> tuple[list[dict[str, Any]], list[Any]]:
-        """Messages as the chat template takes them, and the images in their content. Raises ValueError for what is no image."""
+        """Messages as the chat template takes them, and the images in their content. Raises ValueError for what is none,
+        and for video and audio."""
         images: list[Any] = []
         takes_parts = _takes_parts(chat_template or self._own or "")
         return [self._without_images(message, images, takes_parts) for message in messages], images
@@ -38,6 +42,8 @@ class ChatTemplate:
         parts = []
         for part in content:
             kind = part.get("type") if isinstance(part, Mapping) else None
+            if kind in _OTHER_MEDIA or (isinstance(part, Mapping) and not part.keys().isdisjoint(_OTHER_MEDIA)):
+                raise ValueError(f"a message's part must be text or an image, not video or audio; found {reprlib.repr(part)}")
             if kind in ("image", "image_url"):
                 check_reads_images("a message", self._image_prompts, self._no_images)
                 given = part.get(kind)

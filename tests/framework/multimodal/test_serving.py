@@ -182,6 +182,25 @@ def test_conversations_have_images_and_what_users_spell_is_text(llm: LLM) -> Non
     assert alone.prompt_token_ids is not None and 258 not in alone.prompt_token_ids
 
 
+OTHER_MEDIA: list[dict[str, Any]] = [
+    {"type": "video", "video": "a.mp4"},
+    {"video": "a.mp4"},
+    {"type": "video_url", "video_url": {"url": "data:video/mp4;base64,AA"}},
+    {"type": "input_audio", "input_audio": {"data": "AA", "format": "wav"}},
+]
+
+
+def test_conversations_have_no_other_media(llm: LLM) -> None:
+    """Nor with a template that would write a placeholder, as that of Qwen2-VL does."""
+    template = "{% for m in messages %}{% for p in m['content'] %}{{ p['text'] or '<|video_pad|>' }}{% endfor %}{% endfor %}"
+    for model in (llm, LLM("tiny")):
+        for part in OTHER_MEDIA:
+            with pytest.raises(ValueError, match="text or an image, not video or audio; found"):
+                model.chat([{"role": "user", "content": [part]}], GREEDY, use_tqdm=False, chat_template=template)
+        found = model.chat([{"role": "user", "content": [{"type": "text", "text": "a"}]}], GREEDY, chat_template=template)
+        assert len(found[0].outputs[0].token_ids) == 4
+
+
 def url(image: Image.Image, kind: str = "PNG", **given: Any) -> str:
     buffer = io.BytesIO()
     image.save(buffer, kind, **given)
