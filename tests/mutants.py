@@ -1328,7 +1328,6 @@ MUTANTS = [
         "for grid in tower.supported_aspect_ratios] != grids:",
         "for grid in tower.supported_aspect_ratios] != grids and False:",
     ),
-    Mutant("a tower holds the smallest image", _TOWERS_FILE, "return max((item if", "return min((item if"),
     Mutant("states that are kept take no room", _ENCODER_COST, "(2 + self.kept_states) * self", "2 * self"),
     Mutant(
         "images take no room beside steps",

@@ -195,7 +195,7 @@ def test_the_largest_step_that_memory_is_measured_with_has_the_largest_image(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """None that the library's processor makes is larger, and the tower can encode it."""
-    prompts, images = both(name, tmp_path, monkeypatch)
+    prompts, _ = both(name, tmp_path, monkeypatch)
     config = EngineConfig(ModelConfig(str(tmp_path), load_format="dummy"), CacheConfig(4, num_blocks=600))
     executor = build_engine(config).executor
     assert isinstance(executor, LocalExecutor) and executor._tower is not None
