@@ -1328,7 +1328,6 @@ MUTANTS = [
         "for grid in tower.supported_aspect_ratios] != grids:",
         "for grid in tower.supported_aspect_ratios] != grids and False:",
     ),
-    Mutant("a tower holds the smallest image", _TOWERS_FILE, "return max((item if", "return min((item if"),
     Mutant("states that are kept take no room", _ENCODER_COST, "(2 + self.kept_states) * self", "2 * self"),
     Mutant(
         "images take no room beside steps",
@@ -1363,11 +1362,15 @@ MUTANTS = [
     ),
     Mutant("encoders read causally", _ENCODER_COST, '"window": 0, "causal": 0}', '"window": 0}'),
     Mutant("convolutions of sound have one row per vector", _ENCODER_COST, "found.d_model, 2.0)", "found.d_model, 1.0)"),
+    Mutant("norms of an encoder are one launch", _ENCODER_COST, 'self.norm == "layer" else', "True else"),
+    Mutant("sums of an encoder are free", _ENCODER_COST, "2 * depth, hidden * 3", "0 * depth, hidden * 3"),
+    Mutant("rotations of a tower are free", _TOWERS_FILE, "passes=12,", "passes=0,"),
     Mutant("a gate of an encoder is free", _ENCODER_COST, "* (1 + self.gated), Product(inner", ", Product(inner"),
     Mutant("blocks of an encoder may be others'", _IMAGE_MIRROR, "held.count(block) == 1 for", "True for"),
     Mutant("blocks of an encoder may be too many", _IMAGE_MIRROR, "len(table) == -(-end // size)", "len(table) >= -(-end // size)"),
     Mutant("blocks of an encoder grow", _IMAGE_MIRROR, "assert group not in self._cross, f", "assert True, f"),
     Mutant("windows see everything", _TOWERS_FILE, "min(side, end - i)", "side"),
+    Mutant("the largest image is any", _SIZED_FILE, "return max(fitting, key", "return min(fitting, key"),
     Mutant("a thumbnail is left out", _SIZED_FILE, "        count += count > 1\n", ""),
     Mutant("images repeat as one", _PICTURES_FILE, "self._known[name] = self._drawn(name,", "self._known[name] = self._drawn(0,"),
     Mutant(
