@@ -128,7 +128,7 @@ def test_a_request_takes_nothing_over_from_who_had_its_seat(folder: Path) -> Non
     for num_before in (0, 1):
         engine = build(folder, scheduler=SchedulerConfig(max_num_seqs=1), executor=device)
         for i in range(num_before):
-            add(engine, str(i), random.Random(1), 1, 30, 4)
+            add(engine, str(i), random.Random(4), 1, 30, 4)
             finish(engine)
         begin_s = engine.clock.now()
         text = {"prompt_token_ids": [7] * 60}
