@@ -56,3 +56,9 @@ class EngineInput:
     pixels: np.ndarray | None = None
     images: tuple[ImageItem, ...] = ()
     encoder_input: EncoderInput | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        """Of the prompt; of an encoder-decoder with the text that its encoder reads."""
+        read = () if self.encoder_input is None else self.encoder_input.token_ids or ()
+        return len(self.token_ids) + len(read)

@@ -199,7 +199,8 @@ class CallList:
         """Of each item that these encode, and of what is stored of it for a request, as keys and values of every layer that attends
         to it."""
         self._calls, a, rank = Counter(), self._a, self._rank
-        for op, dims, count, each, library, windowed, embeddings in (call for stack in stacks for call in stack.calls()):
+        element = int(self._sizes["act_bytes"])
+        for op, dims, count, each, library, windowed, embeddings in (call for stack in stacks for call in stack.calls(element)):
             more = {"each": each, "library": library, "windowed": windowed, "embeddings": embeddings}
             self._add(op, {"kv_bytes": self._sizes["act_bytes"], **dims}, count, rows="encoded", **more)
         if a.family.encoder and not a.family.listens:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..config import EngineConfig
 from ..models import cogvlm, internvl_chat, phi3_v
 from ..models.read import ModelInfo
 from ..multimodal.items import ImageItem
-from ..multimodal.sized import read_sizing
+from ..multimodal.sized import largest_image
 from ..multimodal.support import images_refusal
 from .encoders import Encoders, EncoderStack, Item, Parts, Product
 
@@ -55,11 +55,11 @@ class Tower:
         return Encoders((self.stack,), tower_bytes(config.model, model), self._most_positions(config, model))
 
     def _most_positions(self, config: EngineConfig, model: ModelInfo) -> int:
-        """Of an image whose embeddings are kept, and fit into a prompt; 0 where none does."""
-        most, sizing = min(config.scheduler.encoder_cache, model.max_model_len), read_sizing(config.model, model)
-        found = (sizing(*size) for size in sizing.sizes(most))
-        items = (self.item(ImageItem(0, sized.count, b"", sized.inputs)) for sized in found if sized.count <= most)
-        return max((item if isinstance(item, int) else sum(item.parts) for item in items), default=0)
+        """Of the largest image; 0 where there is none."""
+        if (inputs := largest_image(config, model)) is None:
+            return 0
+        item = self.item(ImageItem(0, 0, b"", inputs))
+        return item if isinstance(item, int) else sum(item.parts)
 
     def item(self, image: ImageItem) -> Item:
         """What an image is for the stack, by the shapes of its inputs."""
@@ -105,7 +105,8 @@ def _of_llava(found: Any) -> Tower:
 def _plain(vision: Any, conv: Product, behind: tuple[Product, ...], kept_states: int = 0) -> EncoderStack:
     hidden, heads = vision.hidden_size, vision.num_attention_heads
     sizes = hidden, vision.intermediate_size, vision.num_hidden_layers, heads, hidden // heads
-    return EncoderStack(*sizes, own_linears=True, before=(conv,), behind=behind, kept_states=kept_states)
+    given: dict[str, Any] = {"own_linears": True, "before": (conv,), "behind": behind, "kept_states": kept_states}
+    return EncoderStack(*sizes, activation=vision.hidden_act, **given)
 
 
 def _of_gemma(found: Any) -> Tower:
@@ -131,6 +132,8 @@ def _of_qwen(found: Any) -> Tower:
         hidden // vision.num_heads,
         gated=second,
         norm="rms" if second else "layer",
+        activation=vision.hidden_act,
+        passes=12,  # rotation of queries and keys
         fused_qkv=True,
         own_linears=True,
         windowed_layers=sum(layer not in vision.fullatt_block_indexes for layer in range(vision.depth)) if second else 0,
@@ -146,7 +149,7 @@ def _of_internvl(found: Any) -> Tower:
     ratio, text = found.downsample_ratio, found.text_config.hidden_size
     rows = conv.rows * ratio**2
     behind = Product(int(found.vision_config.hidden_size / ratio**2), text, rows), Product(text, text, rows)
-    return Tower(_plain(found.vision_config, conv, behind), tile)
+    return Tower(replace(_plain(found.vision_config, conv, behind), passes=2), tile)
 
 
 def _of_mllama(found: Any) -> Tower:
@@ -159,7 +162,8 @@ def _of_mllama(found: Any) -> Tower:
     behind = Product(vision.vision_output_dim, found.text_config.hidden_size, embeddings=True)
     sizes = hidden, vision.intermediate_size, depth, heads, hidden // heads
     kept = vision.num_hidden_layers + 1
-    stack = EncoderStack(*sizes, num_norms=2, own_linears=True, before=(conv,), behind=(behind,), kept_states=kept)
+    given: dict[str, Any] = {"own_linears": True, "before": (conv,), "behind": (behind,), "kept_states": kept}
+    stack = EncoderStack(*sizes, num_norms=2, activation=vision.hidden_act, **given)
     return Tower(stack, tile, joined=True)
 
 
@@ -169,7 +173,8 @@ def _of_phi3(hidden: int, text: int) -> Tower:
     conv = Product(3 * (phi3_v.SIDE // (2 * phi3_v.GRID)) ** 2, hidden, (tile - 1) / tile, library=True)
     behind = Product(inner, text, embeddings=True), Product(text, text, embeddings=True)
     sizes = hidden, inner, 24, hidden // phi3_v.HEAD_DIM, phi3_v.HEAD_DIM
-    return Tower(EncoderStack(*sizes, own_linears=True, before=(conv,), behind=behind, kept_states=24 + 1), tile)
+    given: dict[str, Any] = {"own_linears": True, "before": (conv,), "behind": behind, "kept_states": 24 + 1}
+    return Tower(EncoderStack(*sizes, activation="quick_gelu", **given), tile)
 
 
 def _of_cogvlm(sizes: cogvlm.TowerSizes) -> Tower:

@@ -26,13 +26,3 @@ class ImageEncoder:
         tiles = int(inputs["aspect_ratio_mask"].sum())
         found = self.module.vision_model(**tensors).last_hidden_state[0, 0, :tiles]
         return self.module.multi_modal_projector(found).flatten(0, 1).to(self._dtype)
-
-    def longest(self) -> dict[str, np.ndarray]:
-        """The inputs of an image of as many tiles as there can be; of no meaning."""
-        config = self.module.vision_model.config
-        tiles, size = config.max_num_tiles, config.image_size
-        return {
-            "pixel_values": np.zeros((1, 1, tiles, config.num_channels, size, size), dtype=np.float32),
-            "aspect_ratio_ids": np.ones((1, 1), dtype=np.int64),
-            "aspect_ratio_mask": np.ones((1, 1, tiles), dtype=np.int64),
-        }

@@ -142,11 +142,6 @@ def read_vision(config: ModelConfig, found: Mapping[str, Any], folder: Path | No
     return merged, Vision(model_type, token_id, theirs.boi_token_index if is_whole else token_id, None, merge, is_whole)
 
 
-def tile_grids(most: int) -> Iterator[tuple[int, int]]:
-    """All of at most so many tiles, in the order in which processors number them."""
-    return ((first, second) for first in range(1, most + 1) for second in range(1, most // first + 1))
-
-
 def _check_tower(model_type: str, theirs: Any) -> None:
     """Raises ValueError for sizes of a tower that nothing could be computed with. theirs: the library's configuration."""
     tower = dict(vars(theirs.vision_config))
@@ -174,6 +169,11 @@ def _check_tower(model_type: str, theirs: Any) -> None:
 
 def _is_size(pair: object, least: int) -> bool:
     return isinstance(pair, list | tuple) and len(pair) == 2 and all(type(side) is int and side >= least for side in pair)
+
+
+def tile_grids(most: int) -> Iterator[tuple[int, int]]:
+    """All of at most so many tiles, in the order in which processors number them."""
+    return ((first, second) for first in range(1, most + 1) for second in range(1, most // first + 1))
 
 
 def _given(config: ModelConfig, text: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any, Final, Protocol
 
 import numpy as np
 
-from ..config import ModelConfig
+from ..config import EngineConfig, ModelConfig
 from ..engine.encoding import ImageViews
 from ..engine.images import MOST_TIMES_LONGER, as_rgb, check_size, checked_image, unreadable
 from ..models import cogvlm, internvl_chat, phi3_v
@@ -126,6 +126,15 @@ def read_sizing(config: ModelConfig, model: ModelInfo) -> Sizing:
 
     theirs = library_config(config, model.folder, name)
     return _SIZINGS[name](theirs, theirs.vision_config)
+
+
+def largest_image(config: EngineConfig, model: ModelInfo) -> Mapping[str, np.ndarray] | None:
+    """Inputs of one that the tower computes most for, of no meaning, with pixels that take no memory; None where there is no image
+    whose embeddings are kept, and fit into a prompt."""
+    most, sizing = min(config.scheduler.encoder_cache, model.max_model_len), read_sizing(config.model, model)
+    found = (sizing(*size) for size in sizing.sizes(most))
+    fitting = (sized.inputs for sized in found if sized.count <= most)
+    return max(fitting, key=lambda inputs: inputs["pixel_values"].size, default=None)
 
 
 @dataclass(frozen=True)

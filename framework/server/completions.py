@@ -63,7 +63,7 @@ class Completion(Generation):
         return {
             **self.common,
             "choices": choices,
-            "usage": self.serving.usage(sum(len(prompt.token_ids) for prompt in prompts), num_completion, cached),
+            "usage": self.serving.usage(sum(prompt.num_tokens for prompt in prompts), num_completion, cached),
             "system_fingerprint": self.serving.fingerprint,
         }
 
@@ -84,12 +84,12 @@ class Completion(Generation):
                     for completion in output.outputs:
                         state = states[index][completion.index]
                         choice = state.choice(completion, found_logprobs[index])
-                        num_prompt = len(prompts[index].token_ids)
+                        num_prompt = prompts[index].num_tokens
                         told = self.serving.usage(num_prompt, state.num_tokens, cached[index]) if continuous else None
                         written.append(writer.chunk([choice], told, last=completion.finished()))
                     yield b"".join(written)
         if include_usage:
-            num_prompt = sum(len(prompt.token_ids) for prompt in prompts)
+            num_prompt = sum(prompt.num_tokens for prompt in prompts)
             num_completion = sum(state.num_tokens for row in states for state in row)
             yield writer.chunk([], self.serving.usage(num_prompt, num_completion, sum(cached)), last=True)
 

@@ -34,6 +34,7 @@ from ..models.pooling.load import load_heads
 from ..models.quantization.table import read_scheme
 from ..models.ranks import rank_cache_specs
 from ..models.read import ModelInfo
+from ..multimodal.sized import largest_image
 from ..multimodal.support import images_refusal
 from ..plan import AttentionMeta, KernelPlan, LoraMeta, StateMeta
 from .adapter_host import AdapterHost
@@ -132,6 +133,7 @@ class LocalExecutor:
             if has_tower:
                 tower = load_tower(config.model, model, self.plan, device.torch, config.seed)
                 self._tower = tower if embeds_images else ImageEncoder(tower)
+                self._largest_image = largest_image(config, model)
             elif model.encoding is not None and model.encoding.max_images is None:
                 from ..models.encoder import load_encoder  # slow to import, and needed for few models
 
@@ -318,12 +320,12 @@ class LocalExecutor:
         return config.scheduler.encoder_cache * self._model.hidden_size * self._model.dtype.itemsize
 
     def _forward_null_batch(self, config: EngineConfig, device: torch.device) -> None:
-        """Has an encoder read the longest input, then prefills as many tokens as a step can have, in the longest prompts; reads and
-        writes nothing but the null block."""
+        """Has an encoder read the longest input, or a tower the largest image, then prefills as many tokens as a step can have, in
+        the longest prompts; reads and writes nothing but the null block."""
         if self._encoder is not None and self._encoding is not None:
             self._encoder.encode(self._encoder.longest(self._encoding.max_tokens))
-        if isinstance(self._tower, ImageEncoder):
-            self._tower.encode(self._tower.longest())
+        if self._tower is not None and self._largest_image is not None:
+            self._tower.encode({name: value.copy() for name, value in self._largest_image.items()})
         size, num_tokens = config.cache.block_size, config.scheduler.max_num_batched_tokens
         longest = min(num_tokens, self.max_model_len)
         starts = [*range(0, num_tokens, longest), num_tokens]

@@ -39,15 +39,13 @@ class Pictures:
             raise ValueError(f"workload.num_images={config.num_images} cannot work: {inputs.no_images}")
         places.check_count(config.num_images, "workload.num_images asks for")
         found = cls(config, places)
-        widths, heights = (_bounds(side, config.image_spread) for side in (config.image_width, config.image_height))
-        (width, most_width), (height, most_height) = widths, heights
+        _check_sizes(config)
+        width, height = (_bounds(side, config.image_spread)[0] for side in (config.image_width, config.image_height))
         asked = f"workload.num_images={config.num_images} of {width} x {height} pixels cannot work"
         try:
-            for size in ((width, most_height), (most_width, height), (most_width, most_height)):
-                check_size(*size)
             image = found._drawn(0, width, height)
         except ValueError as error:
-            raise ValueError(f"{asked} (workload.image_width, image_height, image_spread): {error}") from error
+            raise ValueError(f"{asked} (workload.image_width, image_height): {error}") from error
         num_tokens = config.num_images * len(image.token_ids)
         if num_tokens >= max_model_len:
             raise ValueError(
@@ -93,6 +91,8 @@ class SentPictures:
     """The same images at the same places of a workload whose prompts are sent to a server as text."""
 
     def __init__(self, config: WorkloadConfig) -> None:
+        """Raises ValueError for images that no server takes."""
+        _check_sizes(config)
         self._config = config
 
     def of(self, index: int, num_tokens: int, first: int) -> tuple[SentImage, ...]:
@@ -103,6 +103,17 @@ class SentPictures:
         file = io.BytesIO()
         picture(self._config.seed, name, *_size(self._config, name)).save(file, "PNG")
         return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def _check_sizes(config: WorkloadConfig) -> None:
+    """Raises ValueError where an image could be drawn that is refused."""
+    widths, heights = (_bounds(side, config.image_spread) for side in (config.image_width, config.image_height))
+    try:
+        for width in widths:
+            for height in heights:
+                check_size(width, height)
+    except ValueError as error:
+        raise ValueError(f"workload.image_width, image_height and image_spread cannot work: {error}") from error
 
 
 def _chosen(config: WorkloadConfig, index: int, first: int, num_tokens: int) -> tuple[list[int], list[int]]:

@@ -15,7 +15,7 @@ from framework.build import build_engine, build_replicas
 from framework.config import CacheConfig, EngineConfig, ExecutorConfig, ModelConfig, ParallelConfig, SchedulerConfig
 from framework.engine.diffusion import DiffusionConfig
 from framework.engine.engine import Engine
-from framework.executor.pseudo import PassPlan
+from framework.executor.pseudo import PassPlan, pseudo_tokens
 from framework.models.architecture import Diffusion
 from framework.op_times import OpCall
 from framework.sampling_params import RequestOutputKind, SamplingParams
@@ -40,6 +40,15 @@ def config(kind: str, architecture: dict[str, Any], passes: float | None = None,
     model = ModelConfig("none", load_format="dummy", dtype="float32", skip_tokenizer=True, architecture=architecture)
     cache = given.pop("cache", CacheConfig(32, num_blocks=200))
     return EngineConfig(model, cache, executor=ExecutorConfig(kind, passes_per_canvas=passes), **given)
+
+
+def test_the_mask_is_never_made_up() -> None:
+    """A canvas that has one is never settled."""
+    made_up = pseudo_tokens(np.arange(500, dtype=np.uint64), np.zeros(500, dtype=np.uint64), 8, 3)
+    assert set(made_up.tolist()) == set(range(8)) - {3} and VOCAB > 8
+    engine = build_engine(config("null", {**ARCHITECTURES["sdar"], "vocab_size": 8, "mask_token_id": 3}, 1.0))
+    (output,) = tokens(run(engine, [([5], SamplingParams(max_tokens=200, ignore_eos=True, seed=1))]))
+    assert set(output[0]) == set(range(8)) - {3}
 
 
 @pytest.mark.parametrize(("canvas", "max_passes", "mean"), [(4, 0, 2.3), (4, 0, 4.0), (32, 0, 7.75), (32, 7, 7.0), (5, 2, 1.5)])
@@ -195,9 +204,3 @@ def test_what_cannot_work_is_refused_by_name(said: str, executor: dict[str, Any]
         )
     with pytest.raises(ValueError, match=r"passes_per_canvas=2\.0 cannot work: .*token by token"):
         build_engine(EngineConfig(executor=ExecutorConfig("null", passes_per_canvas=2.0)))
-
-
-def test_the_mask_is_never_made_up() -> None:
-    engine = build_engine(config("null", {**ARCHITECTURES["sdar"], "vocab_size": 8, "mask_token_id": 3}, 1.0))
-    (output,) = tokens(run(engine, [([5], SamplingParams(max_tokens=200, ignore_eos=True, seed=1))]))
-    assert set(output[0]) == set(range(8)) - {3} and VOCAB > 8

@@ -238,6 +238,9 @@ def test_a_workload_of_prompts_that_encoders_read(kind: str, encoded: int, first
     assert all(len(each.decoder_token_ids) == 6 for each in workload) and workload == build_workload(config, VOCAB, None)
     assert len({str(each.decoder_token_ids) for each in workload}) == 5, "each has its own"
     plain = build_workload(replace(config, decoder_tokens=0), VOCAB, None)
+    spread = build_workload(replace(config, decoder_tokens=20, decoder_spread=0.5, num_requests=60, prompt_spread=0), VOCAB, None)
+    lengths = {len(request.decoder_token_ids) for request in spread}
+    assert min(lengths) in (10, 11) and max(lengths) in (29, 30) and len(lengths) > 9
     assert [replace(each, decoder_token_ids=[]) for each in workload] == plain, "nothing else changes with them"
     record = run_workload([build(kind, "simulated")], [*workload, replace(workload[0], prompt_token_ids=[5] * 600)])
     *served, longer = record.requests

@@ -14,10 +14,12 @@ from framework.executor.calls import CallList
 from framework.executor.cost_model import StageCost, StepWork
 from framework.executor.encoders import Encoders
 from framework.models.encoder import _encoder_of
+from framework.models.launches import ELEMENTWISE
 from framework.models.library import library_config
 from framework.models.read import ModelInfo, read_model
 from framework.plan import op_costs
 
+from ...counted_launches import CountedLaunches
 from .simulations import make_timers, simulated_config
 
 SIZES = {"vocab_size": 211, "d_model": 64, "pad_token_id": 1, "decoder_start_token_id": 2}
@@ -60,10 +62,24 @@ def test_products_are_those_that_the_library_computes(kind: str) -> None:
     for positions in (50,) if kind == "whisper" else (2, 37, 200):
         with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):  # which is one that it counts
             assert encode(kind, library_encoder(kind), positions).shape == (1, positions, 64)
-        lens = [[positions * call.rows] for call in stack.calls()]
+        lens = [[positions * call.rows] for call in stack.calls(4)]
         products = ("linear", "paged_attention_prefill")
-        found = sum(c.number * costs[c.op](c.dims, n, n).flops for c, n in zip(stack.calls(), lens) if c.op in products)
+        found = sum(c.number * costs[c.op](c.dims, n, n).flops for c, n in zip(stack.calls(4), lens) if c.op in products)
         assert found == counter.get_total_flops()
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_launches_are_those_that_torch_sees(kind: str) -> None:
+    """And they move about as much, where there are few positions, with the square of which something grows."""
+    config, info = model_of(kind)
+    (stack,) = Encoders.of(config, info).stacks
+    found = [call for call in stack.calls(4) if call.op == ELEMENTWISE]
+    module, positions = library_encoder(kind), 50 if kind == "whisper" else 8
+    with CountedLaunches() as seen:
+        encode(kind, module, positions)
+    assert sum(call.number for call in found) == seen.count - (1 + (kind == "whisper")), "inputs are drawn"
+    moved = sum(call.number * call.rows * positions for call in found)
+    assert moved == pytest.approx(seen.num_bytes, rel=0.25)
 
 
 @pytest.mark.parametrize("kind", MODELS)

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -24,12 +25,16 @@ from framework.config import (
     SchedulerConfig,
     SpeculativeConfig,
 )
+from framework.engine.encoding import EncoderInput, ImageViews
 from framework.engine.engine import Engine
-from framework.engine.kv_cache.spec import block_bytes
+from framework.engine.kv_cache.spec import CrossKV, PagedKV, block_bytes, group_layers
+from framework.engine.step import NewRequest, StepInput
 from framework.executor.calls import CallList
 from framework.executor.device_memory import activation_bytes
+from framework.executor.mirror import Mirror
 from framework.models.ranks import stages
 from framework.models.read import read_model
+from framework.multimodal.items import ImageItem
 from framework.sampling_params import SamplingParams
 
 from ..engines import assert_idle, finish
@@ -284,3 +289,39 @@ def _add_all(engine: Engine, jobs: list[tuple[int, int, int, float]], only: int 
     for i, (num_images, num_tokens, num_output, own) in enumerate(jobs):
         if only in (None, i):
             add(engine, str(i), random.Random(own), num_images, num_tokens, num_output)
+
+
+CROSS = group_layers([PagedKV(1, 8, 8, "float32"), CrossKV(1, 8, 8, "float32")])
+TILES = ImageItem(0, 1, b"tiles", {"aspect_ratio_mask": np.ones((1, 1, 2))})
+
+
+def mirrored(mirror: Mirror, step_id: int, *new: NewRequest, seats: tuple[int, ...] = (0,), **more: Any) -> None:
+    counts = [len(each.token_ids) for each in new] or [1] * len(seats)
+    mirror.apply(StepInput(step_id, list(seats), counts, [1] * len(seats), list(new), **more))
+
+
+def test_the_mirror_sees_what_is_wrong_with_images() -> None:
+    """Six vectors of two tiles, to which a request of two tokens attends, in blocks of four."""
+    given = ImageViews(3, 4).encoder_input([TILES])
+    assert given is not None
+
+    def request(seat: int, *blocks: list[int], encoded: EncoderInput | None = given) -> NewRequest:
+        return NewRequest(seat, str(seat), [5, 6], 2, 0, list(blocks), SamplingParams(seed=seat), encoder_input=encoded)
+
+    mirror = partial(Mirror, 2, 9, 4, 50, CROSS, sees_images=True)
+    with pytest.raises(AssertionError, match="image at token 0 is not encoded"):
+        mirrored(mirror(encoder_cache=6), 0, request(0, [1], [2, 3]))
+    kept = mirror(encoder_cache=5)
+    mirrored(kept, 0, request(0, [1], [2, 3]), images=list(given.images))
+    with pytest.raises(AssertionError, match="more embeddings are kept"):
+        mirrored(kept, 1)
+    passing = mirror(encoder_cache=5)
+    mirrored(passing, 0, request(0, [1], [2, 3]), images=list(given.images))
+    mirrored(passing, 1, forgotten=[given.images[0].key])
+    with pytest.raises(AssertionError, match="image at token 0 is not encoded"):
+        mirrored(passing, 2, request(1, [4], [5, 6]), seats=(1,))
+    overwritten = mirror(encoder_cache=6)
+    mirrored(overwritten, 0, request(0, [1], [2, 3]), images=list(given.images))
+    mirrored(overwritten, 1, request(1, [2], [], encoded=None), seats=(1,))
+    with pytest.raises(AssertionError, match="block 2 does not hold token 0"):
+        mirrored(overwritten, 2)

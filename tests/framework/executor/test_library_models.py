@@ -8,9 +8,6 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from framework.build import build_engine
 from framework.config import (
@@ -33,6 +30,7 @@ from framework.models.read import read_model
 from framework.plan import BoundKernel
 from framework.sampling_params import SamplingParams
 
+from ...counted_launches import CountedLaunches
 from ...models.test_diffusion_gemma import ARCHITECTURE, CANVAS, TEXT
 from ..engines import run, tokens
 from .test_canvases import in_common
@@ -98,51 +96,6 @@ def test_a_simulated_step_calls_what_a_real_one_does(name: str) -> None:
     assert weights[1] <= weights[0] <= weights[1] + 20000, "beside weights there are angles, and constants"
 
 
-WITHOUT_KERNEL = ("mm", "addmm", "_unsafe_view", "lift_fresh", "detach", "detach_", "item", "is_nonzero", "_local_scalar_dense")
-
-
-class Torch(TorchDispatchMode):
-    """Counts kernels and bytes of all but products and what our kernels do."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.is_ours, self.count, self.num_bytes = False, 0, 0
-        self.products: Counter[Any] = Counter()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        name = func.overloadpacket.__name__
-        if name == "dropout":  # its decomposition copies what the operator returns
-            return args[0]
-        if not self.is_ours and "grouped_mm" not in name:
-            with self:
-                found = func.decompose(*args, **kwargs)
-            if found is not NotImplemented:
-                return found
-        found = func(*args, **kwargs)
-        if not self.is_ours and name in ("mm", "addmm", "_grouped_mm", "grouped_mm_fallback"):
-            x, weight = [part for part in args if isinstance(part, torch.Tensor)][-2 if name in ("mm", "addmm") else 0 :][:2]
-            self.products[(len(x), *weight.shape)] += 1
-        if (
-            self.is_ours
-            or func.is_view
-            or "grouped_mm" in name
-            or name in WITHOUT_KERNEL
-            or name.startswith(("empty", "new_empty"))
-        ):
-            return found
-        self.count += 1
-        reads, writes = (
-            [part for part in tree_leaves(given) if isinstance(part, torch.Tensor)] for given in ((args, kwargs), found)
-        )
-        if name in ("embedding", "index", "index_select"):
-            reads[0] = writes[0]
-        if name in ("index_put_", "index_copy_"):
-            reads, writes = reads[1:], reads[-1:]
-        self.num_bytes += sum(part.nbytes for part in (*reads, *writes))
-        return found
-
-
 def shapes(number: int, launch: Launch) -> list[tuple[float, ...]]:
     """Rows and weights of the products that a launch of the library's stands for."""
     dims = dict(launch.dims)
@@ -158,7 +111,7 @@ def test_launches_are_those_that_torch_sees(name: str, monkeypatch: pytest.Monke
     given: dict[str, Any] = {"diffusion": DiffusionConfig(max_passes=2)} if name == "diffusion_gemma" else {}
     given["scheduler"] = SchedulerConfig(max_num_seqs=4, max_num_batched_tokens=40)
     asked = config("local", name, **given)
-    engine, seen = build_engine(asked), Torch()
+    engine, seen = build_engine(asked), CountedLaunches()
     dry = DryRun(asked, read_model(asked.model))
     launches = dry.launches()
     model, steps, mixed = engine.executor._runner.model, list[tuple[int, int, int]](), list[bool]()

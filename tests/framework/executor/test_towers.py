@@ -17,6 +17,7 @@ from framework.engine.encoding import ImageViews
 from framework.executor.calls import CallList
 from framework.executor.encoders import Item, Parts
 from framework.executor.towers import Tower
+from framework.models.launches import ELEMENTWISE
 from framework.models.read import ModelInfo, read_model
 from framework.models.tower import _modules
 from framework.multimodal import sized
@@ -24,6 +25,7 @@ from framework.multimodal.items import ImageItem
 from framework.multimodal.sized import SizedImages
 from framework.plan import op_costs
 
+from ...counted_launches import CountedLaunches
 from ..multimodal.checkpoints import KINDS, MLLAMA
 from ..multimodal.cogvlm import CONFIG as COGVLM
 from ..multimodal.cogvlm import VISION
@@ -153,6 +155,24 @@ def test_activations_are_about_those_of_the_library(name: str) -> None:
     changes = [event.nbytes() for event in kineto.kineto_results.events() if event.name() == "[memory]"]
     estimate = tower.encoders(config, info).activation_bytes(4)
     assert 0.5 < estimate / max(accumulate(changes)) < 1.25
+
+
+@pytest.mark.parametrize("name", ["llava", "qwen2_vl", "qwen2_5_vl", "gemma3", "internvl", "mllama"])
+def test_a_layer_launches_what_torch_sees(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside products and attention: what one more layer adds."""
+    found, shape = [], SHAPES[name]
+    for more in (0, 1):
+        vision = dict(shape["vision_config"])
+        vision |= {depth: vision[depth] + more for depth in ("num_hidden_layers", "depth") if depth in vision}
+        monkeypatch.setitem(SHAPES, name, {**shape, "vision_config": vision})
+        config, info, tower = model_of(name)
+        image = image_of(info, SizedImages(config.model, info, None, None), 40, 24)
+        module, inputs = _modules(config.model, info).eval().float(), tensors(image)
+        with CountedLaunches() as seen:
+            encode(module, inputs)
+        found.append((sum(call.number for call in tower.stack.calls(4) if call.op == ELEMENTWISE), seen.count))
+    (ours, torch_sees), (ours_deeper, torch_sees_deeper) = found
+    assert ours_deeper - ours == torch_sees_deeper - torch_sees
 
 
 @pytest.mark.parametrize("name", SHAPES)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -16,6 +17,7 @@ from framework.models.read import read_model
 from framework.multimodal import sized
 from framework.multimodal.processor import ImagePrompts
 from framework.multimodal.sized import SizedImages
+from framework.worker.local_executor import LocalExecutor
 
 from .checkpoints import KINDS, TEXT, make_without_weights, picture, tokenizer
 from .cogvlm import Checkpoint
@@ -115,6 +117,14 @@ def shape(name: str, kind: str = "simulated", **model: Any) -> EngineConfig:
     return EngineConfig(given, CacheConfig(block_size=16, num_blocks=600), executor=ExecutorConfig(kind))
 
 
+def test_images_of_one_name_and_of_other_sizes_are_others() -> None:
+    """Also where the model makes them one size."""
+    config = shape("llava-1.5-7b")
+    images = SizedImages(config.model, read_model(config.model), None, None)
+    keys = [images.of_size(*size, name).key for size in ((1, 12), (11, 2), (2, 11)) for name in (b"1", b"2", b"")]
+    assert len(set(keys)) == 9 and images.of_size(1, 12, b"1").key == keys[0]
+
+
 def test_a_model_without_a_folder_takes_images_among_token_ids() -> None:
     engine = build_engine(shape("llava-1.5-7b", "null"))
     prompt = {"prompt_token_ids": [5, 32000, 6], "multi_modal_data": {"image": picture(0)}}
@@ -178,3 +188,29 @@ def test_an_image_without_embeddings_is_refused() -> None:
     config = ModelConfig("model", load_format="dummy", architecture=architecture)
     with pytest.raises(ValueError, match=r"no embeddings: change vision_config.image_size or patch_size"):
         SizedImages(config, read_model(config), None, None).of_size(28, 28, b"")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_largest_step_that_memory_is_measured_with_has_the_largest_image(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """None that the library's processor makes is larger, and the tower can encode it."""
+    prompts, _ = both(name, tmp_path, monkeypatch)
+    config = EngineConfig(ModelConfig(str(tmp_path), load_format="dummy"), CacheConfig(4, num_blocks=600))
+    executor = build_engine(config).executor
+    assert isinstance(executor, LocalExecutor) and executor._tower is not None
+    encode, seen = executor._tower.encode, list[tuple[int, int]]()
+
+    def watched(inputs: dict[str, Any]) -> torch.Tensor:
+        found = encode(inputs)
+        seen.append((inputs["pixel_values"].size, len(found)))
+        return found
+
+    monkeypatch.setattr(executor._tower, "encode", watched)
+    with torch.inference_mode():
+        executor._forward_null_batch(config, torch.device("cpu"))
+    ((pixels, count),) = seen
+    assert count <= executor.max_model_len
+    sizes = [(28 * columns, 28 * rows) for columns in (1, 2, 3, 4, 6, 12) for rows in (1, 2, 3, 4, 6, 12)]
+    found = [prompts.prepared(picture(0, *size)) for size in sizes]
+    assert pixels >= max(image.inputs["pixel_values"].size for image in found if image.count <= executor.max_model_len)

@@ -33,6 +33,7 @@ def test_prompts_are_read_by_the_encoder() -> None:
         ids = offline.get_tokenizer().encode(texts[0])
         status, found = server.post("/v1/completions", prompt=ids, **asked)
         assert status == 200 and found["choices"][0]["text"] == expected[0]
+        assert found["usage"]["prompt_tokens"] == len(ids) + 1, "the decoder's first token is one of the prompt"
         chat = {"messages": [{"role": "user", "content": "a"}], **asked}
         status, found = server.post("/v1/chat/completions", **chat)
         assert status == 400 and "encoder_prompt" in found["error"]["message"]

@@ -262,6 +262,10 @@ def test_a_load_with_images(llava: tuple[HTTPServer, LLM]) -> None:
     assert "num_image_tokens" not in metrics, "which the server does not tell"
     for request, record in zip(workload, served.record.requests):
         parts = json.loads(body(request, http, "llava", tokenizer))["messages"][0]["content"]
+        before = ["".join(p.get("text", "") for p in parts[:i]) for i, p in enumerate(parts) if p["type"] == "image_url"]
+        ends = [*(image.start for image in request.sent_images), len(request.prompt_token_ids)]
+        whole = "".join(p.get("text", "") for p in parts)
+        assert [*before, whole] == [tokenizer.decode(request.prompt_token_ids[:end]) for end in ends]
         shown = [{"type": "image", "image": opened(p["image_url"]["url"])} if p["type"] == "image_url" else p for p in parts]
         output = llm.chat(message(*shown), request.sampling, chat_template=TEMPLATE, use_tqdm=False)[0]
         assert isinstance(record, HttpRecord) and list(record.token_ids) == list(output.outputs[0].token_ids)

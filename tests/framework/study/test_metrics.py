@@ -171,3 +171,11 @@ def test_a_run_in_which_all_were_refused() -> None:
     metrics = compute_metrics(run(REFUSED), SLOConfig())
     assert (metrics["num_completed"], metrics["num_refused"]) == (0, 1)
     assert "ttft_mean_s" not in metrics and "requests_per_s" not in metrics
+
+
+def test_images_are_those_of_the_requests_that_were_served() -> None:
+    served = RequestRecord("a", 0, 0.0, 40, [1.0, 2.0], "length", num_images=2, num_image_tokens=30)
+    refused = RequestRecord("b", 1, 0.0, 900, num_images=5, num_image_tokens=800, error="it is too long")
+    found = compute_metrics(run(served, refused, num_image_queries=4, num_image_hits=1, num_images_encoded=3), SLOConfig())
+    images = {"num_images": 2, "num_image_tokens": 30, "images_per_s": 1.0, "encoder_hit_rate": 0.25, "num_images_encoded": 3}
+    assert {name: found[name] for name in images} == images

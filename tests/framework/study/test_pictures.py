@@ -12,6 +12,7 @@ from framework.models.read import read_model
 from framework.multimodal import sized
 from framework.multimodal.sized import SizedImages
 from framework.study.workload import Pictures, Workload, WorkloadConfig, WorkloadRequest
+from framework.study.workload.pictures import SentPictures
 
 from ..multimodal.checkpoints import KINDS, VOCAB
 
@@ -85,3 +86,8 @@ def test_of_prompts_with_images_a_trace_knows_nothing(places: SizedImages) -> No
     trace = {"source": "trace", "format": "mooncake", "arrivals": "trace", "length_scale": 0.001}
     assert all(request.num_known_tokens is not None for request in requests(None, **trace))
     assert all(request.num_known_tokens is None for request in requests(places, **trace))
+
+
+def test_images_that_no_server_takes_are_not_sent() -> None:
+    with pytest.raises(ValueError, match=r"image_spread cannot work: an image of 1 x 480 "):
+        SentPictures(WorkloadConfig(num_images=1, image_width=2, image_spread=0.5, image_height=320))
