@@ -342,10 +342,9 @@ class SimulatedExecutor:
             if self._tower is None:
                 work.encoded = work.stored
             views, tokens = [self._views.get(seat, ()) for seat in step.seats], np.array(counts)
-            row, lens, _, seen = encoded_rows(tokens, contexts - tokens, self._encoded[step.seats], views)
-            n = int((row < ones).sum())
-            work.cross_decodes = [DecodeRows(1, seen[:n])] if n else []
-            work.cross_lens, work.cross_ctx_lens = lens[n:].tolist(), seen[n:].tolist()
+            _, lens, _, seen = encoded_rows(tokens, contexts - tokens, self._encoded[step.seats], views)
+            work.cross_decodes = [DecodeRows(1, seen[:ones])] if ones else []  # rows of one token are not cut
+            work.cross_lens, work.cross_ctx_lens = lens[ones:].tolist(), seen[ones:].tolist()
         return work
 
     def _canvas_work(self, plan: PassPlan, step: StepInput, contexts: np.ndarray) -> StepWork:

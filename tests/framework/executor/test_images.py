@@ -127,6 +127,22 @@ def test_weights_and_blocks_are_those_of_a_real_one(folder: Path) -> None:
     assert simulated.groups == real.groups == null.groups
 
 
+def test_a_request_takes_nothing_over_from_who_had_its_seat(folder: Path) -> None:
+    """Text behind images takes as long as text alone."""
+    took, device = [], ExecutorConfig("simulated", "h200", "roofline", 1.0, 0.0, 0.0, 0.0)
+    for num_before in (0, 1):
+        engine = build(folder, scheduler=SchedulerConfig(max_num_seqs=1), executor=device)
+        for i in range(num_before):
+            add(engine, str(i), random.Random(4), 1, 30, 4)
+            finish(engine)
+        begin_s = engine.clock.now()
+        text = {"prompt_token_ids": [7] * 60}
+        engine.add_request("text", text, SamplingParams(temperature=0, max_tokens=4, ignore_eos=True))
+        finish(engine)
+        took.append(engine.clock.now() - begin_s)
+    assert took[1] == pytest.approx(took[0], rel=1e-6)
+
+
 def test_norms_before_visual_experts_quantize_for_neither(tmp_path: Path) -> None:
     """Each product quantizes its own rows, but the last of the MLP, whose activation does."""
     Checkpoint(tmp_path)
