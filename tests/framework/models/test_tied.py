@@ -93,3 +93,15 @@ def test_the_same_weights_once_more(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").unlink()
     torch.save(tensors, tmp_path / "pytorch_model.bin")
     assert is_right(tmp_path, example, theirs)
+
+
+def test_the_same_weights_in_another_dtype(tmp_path: Path) -> None:
+    """What a model of that dtype would read of either is the same."""
+    make(with_tied("llama", True), tmp_path)
+    path = tmp_path / "model.safetensors"
+    tensors = load_file(path)
+    table = tensors["model.embed_tokens.weight"]
+    save_file({**tensors, "lm_head.weight": table, "model.embed_tokens.weight": table.bfloat16()}, path)
+    build(ModelConfig(str(tmp_path), dtype="bfloat16"))
+    with pytest.raises(ValueError, match="which differs from"):
+        build(ModelConfig(str(tmp_path), dtype="float32"))
