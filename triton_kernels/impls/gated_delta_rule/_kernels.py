@@ -10,12 +10,11 @@ from .._shared.request_blocks import find_request
 
 
 @triton.jit
-def _gates(a_ptrs, b_ptrs, mask, a_log_ptr, dt_bias_ptr, head):
-    """f32: the logarithm of the decay, and the rate; 0 where masked, so that nothing happens there."""
-    a = tl.load(a_ptrs, mask=mask, other=0.0).to(tl.float32) + tl.load(dt_bias_ptr + head)
+def _gates(a_ptrs, b_ptrs, a_log_ptr, dt_bias_ptr, head):
+    """f32: the logarithm of the decay, and the rate."""
+    a = tl.load(a_ptrs).to(tl.float32) + tl.load(dt_bias_ptr + head)
     softplus = tl.where(a > 20.0, a, tl.log(1.0 + tl.exp(tl.minimum(a, 20.0))))
-    rate = tl.sigmoid(tl.load(b_ptrs, mask=mask, other=0.0).to(tl.float32))
-    return tl.where(mask, -tl.exp(tl.load(a_log_ptr + head)) * softplus, 0.0), tl.where(mask, rate, 0.0)
+    return -tl.exp(tl.load(a_log_ptr + head)) * softplus, tl.sigmoid(tl.load(b_ptrs).to(tl.float32))
 
 
 @triton.jit
@@ -68,22 +67,24 @@ def prepare_kernel(
     first = (first_token + start).to(tl.int64)
     n, d, e = tl.arange(0, C.CHUNK), tl.arange(0, C.BLOCK_K), tl.arange(0, C.BLOCK_V)
     inside = n < length - start
-    k_mask, v_mask = inside[:, None] & (d < C.K_DIM)[None, :], inside[:, None] & (e < C.V_DIM)[None, :]
+    # Rows behind the last are the last once more, and come to nothing: masks of rows would take registers.
+    row = tl.minimum(n, length - start - 1)
+    has_k, has_v = (d < C.K_DIM)[None, :], (e < C.V_DIM)[None, :]
     k_head = head // C.GROUP * C.K_DIM
-    q = tl.load(q_ptr + first * stride_q + k_head + n[:, None] * stride_q + d[None, :], mask=k_mask, other=0.0).to(tl.float32)
+    q = tl.load(q_ptr + first * stride_q + k_head + row[:, None] * stride_q + d[None, :], mask=has_k, other=0.0).to(tl.float32)
     q_scale = scale * tl.rsqrt(tl.sum(q * q, axis=1) + C.NORM_EPS)
-    k = tl.load(k_ptr + first * stride_k + k_head + n[:, None] * stride_k + d[None, :], mask=k_mask, other=0.0)
+    k = tl.load(k_ptr + first * stride_k + k_head + row[:, None] * stride_k + d[None, :], mask=has_k, other=0.0)
     k_scale = tl.rsqrt(tl.sum(k.to(tl.float32) * k.to(tl.float32), axis=1) + C.NORM_EPS)
-    a_ptrs, b_ptrs = a_ptr + first * stride_a + head + n * stride_a, b_ptr + first * stride_b + head + n * stride_b
-    gate, rate = _gates(a_ptrs, b_ptrs, inside, a_log_ptr, dt_bias_ptr, head)
+    a_ptrs, b_ptrs = a_ptr + first * stride_a + head + row * stride_a, b_ptr + first * stride_b + head + row * stride_b
+    gate, rate = _gates(a_ptrs, b_ptrs, a_log_ptr, dt_bias_ptr, head)
     total = tl.cumsum(gate, axis=0)
     between = decay_between(total)
     if C.SLICE < C.BLOCK_K:
         scores, alike = tl.zeros((C.CHUNK, C.CHUNK), tl.float32), tl.zeros((C.CHUNK, C.CHUNK), tl.float32)
         for begin in range(0, C.BLOCK_K, C.SLICE):
             part = begin + tl.arange(0, C.SLICE)
-            mask = inside[:, None] & (part < C.K_DIM)[None, :]
-            of_q, of_k = n[:, None] * stride_q + part[None, :], n[:, None] * stride_k + part[None, :]
+            mask = (part < C.K_DIM)[None, :]
+            of_q, of_k = row[:, None] * stride_q + part[None, :], row[:, None] * stride_k + part[None, :]
             q_part = tl.load(q_ptr + first * stride_q + k_head + of_q, mask=mask, other=0.0)
             k_part = tl.load(k_ptr + first * stride_k + k_head + of_k, mask=mask, other=0.0)
             scores += product(q_part, tl.trans(k_part), k_ptr.dtype.element_ty, C.INTERPRET)
@@ -95,16 +96,16 @@ def prepare_kernel(
     alike *= (rate * k_scale)[:, None] * k_scale[None, :]
     lower = tl.where(n[:, None] > n[None, :], alike * between, 0.0)
     solved = _inverse(lower) * rate[None, :]
-    v = tl.load(v_ptr + first * stride_v + head * C.V_DIM + n[:, None] * stride_v + e[None, :], mask=v_mask, other=0.0)
+    v = tl.load(v_ptr + first * stride_v + head * C.V_DIM + row[:, None] * stride_v + e[None, :], mask=has_v, other=0.0)
     values = product(solved, v, q_ptr.dtype.element_ty, C.INTERPRET)
     keys = product(solved * (tl.exp(total) * k_scale)[None, :], k, q_ptr.dtype.element_ty, C.INTERPRET)
     at = first * C.NUM_HEADS + head + n * C.NUM_HEADS
-    tl.store(keys_ptr + at[:, None] * C.K_DIM + d[None, :], keys.to(keys_ptr.dtype.element_ty), mask=k_mask)
-    tl.store(values_ptr + at[:, None] * C.V_DIM + e[None, :], values.to(values_ptr.dtype.element_ty), mask=v_mask)
+    tl.store(keys_ptr + at[:, None] * C.K_DIM + d[None, :], keys.to(keys_ptr.dtype.element_ty), mask=inside[:, None] & has_k)
+    tl.store(values_ptr + at[:, None] * C.V_DIM + e[None, :], values.to(values_ptr.dtype.element_ty), mask=inside[:, None] & has_v)
     tl.store(scores_ptr + at[:, None] * C.CHUNK + n[None, :], scores.to(scores_ptr.dtype.element_ty), mask=inside[:, None])
     rows = rows_ptr + head.to(tl.int64) * num_tokens + first + n
     plane = tl.cast(num_tokens, tl.int64) * C.NUM_HEADS
-    last = tl.sum(gate, axis=0)
+    last = tl.sum(tl.where(n == tl.minimum(length - start, C.CHUNK) - 1, total, 0.0), axis=0)
     tl.store(rows, total, mask=inside)
     tl.store(rows + plane, q_scale * tl.exp(total), mask=inside)
     tl.store(rows + 2 * plane, k_scale * tl.exp(last - total), mask=inside)
@@ -243,7 +244,7 @@ def recurrent_kernel(
         v = tl.load(v_row, mask=has_v, other=0.0).to(tl.float32)
         q *= scale * tl.rsqrt(tl.sum(q * q, axis=0) + C.NORM_EPS)
         k *= tl.rsqrt(tl.sum(k * k, axis=0) + C.NORM_EPS)
-        gate, rate = _gates(a, b, True, a_log_ptr, dt_bias_ptr, head)
+        gate, rate = _gates(a, b, a_log_ptr, dt_bias_ptr, head)
         state *= tl.exp(gate)
         new = rate * (v - tl.sum(state * k[:, None], axis=0))
         state = (state + k[:, None] * new[None, :]).to(state_ptr.dtype.element_ty).to(tl.float32)
