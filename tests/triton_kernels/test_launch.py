@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -149,3 +151,10 @@ def test_named_tuples_are_constants(stub: StubDriver) -> None:
 def test_host_arithmetic_is_that_of_triton(n: int) -> None:
     assert next_power_of_2(n) == triton.next_power_of_2(n)
     assert [cdiv(n, by) for by in (1, 3, 16)] == [triton.cdiv(n, by) for by in (1, 3, 16)]
+
+
+def test_no_shape_of_a_function_in_triton_itself_has_fields_of_a_tuple() -> None:
+    """Triton 3.6 gives them as plain numbers, which functions like ``tl.zeros`` cannot take; ``tl.full`` is none."""
+    files = (Path(__file__).parents[2] / "triton_kernels" / "impls").rglob("*.py")
+    found = [f"{file.name}: {call[0]}" for file in files for call in re.finditer(r"tl\.zeros\([^\n]*\bC\.\w+", file.read_text())]
+    assert not found

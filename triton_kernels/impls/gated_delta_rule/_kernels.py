@@ -80,7 +80,7 @@ def prepare_kernel(
     total = tl.cumsum(gate, axis=0)
     between = decay_between(total)
     if C.SLICE < C.BLOCK_K:
-        scores, alike = tl.zeros((C.CHUNK, C.CHUNK), tl.float32), tl.zeros((C.CHUNK, C.CHUNK), tl.float32)
+        scores, alike = tl.full((C.CHUNK, C.CHUNK), 0.0, tl.float32), tl.full((C.CHUNK, C.CHUNK), 0.0, tl.float32)
         for begin in range(0, C.BLOCK_K, C.SLICE):
             part = begin + tl.arange(0, C.SLICE)
             mask = (part < C.K_DIM)[None, :]
@@ -147,8 +147,7 @@ def scan_kernel(
         return
     if slot < 0:
         for start in range(0, length, C.CHUNK):
-            zeros = tl.zeros((C.CHUNK, C.BLOCK_V), dtype=out_ptr.dtype.element_ty)
-            tl.store(out + in_values, zeros, mask=(n < length - start)[:, None] & has_v)
+            tl.store(out + in_values, 0.0, mask=(n < length - start)[:, None] & has_v)
             out += C.CHUNK * C.NUM_HEADS * C.V_DIM
         return
 
@@ -226,7 +225,7 @@ def recurrent_kernel(
     out = out_ptr + (first_token * C.NUM_HEADS + head) * C.V_DIM + e
     if slot < 0:
         for _ in range(length):
-            tl.store(out, tl.zeros((C.BLOCK_V,), dtype=out_ptr.dtype.element_ty), mask=has_v)
+            tl.store(out, 0.0, mask=has_v)
             out += C.NUM_HEADS * C.V_DIM
         return
 

@@ -98,8 +98,7 @@ def scan_kernel(
     in_out = n[:, None] * (C.NUM_HEADS * C.HEAD_DIM) + p[None, :]
     if slot < 0:
         for start in range(0, length, C.CHUNK):
-            zeros = tl.zeros((C.CHUNK, C.BLOCK_P), dtype=out_ptr.dtype.element_ty)
-            tl.store(out + in_out, zeros, mask=(n < length - start)[:, None] & has_p)
+            tl.store(out + in_out, 0.0, mask=(n < length - start)[:, None] & has_p)
             out += C.CHUNK * C.NUM_HEADS * C.HEAD_DIM
         return
 
@@ -175,7 +174,7 @@ def recurrent_kernel(
     out = out_ptr + (first_token * C.NUM_HEADS + head) * C.HEAD_DIM + p
     if slot < 0:
         for _ in range(length):
-            tl.store(out, tl.zeros((C.BLOCK_P,), dtype=out_ptr.dtype.element_ty), mask=has_p)
+            tl.store(out, 0.0, mask=has_p)
             out += C.NUM_HEADS * C.HEAD_DIM
         return
 
