@@ -63,7 +63,9 @@ class GatedDeltaRuleTriton:
         if spec.dtype == torch.float32:  # no matrix instruction: needs registers
             usual = {"chunk": 16, "block_v": 16, "num_warps": 8, "num_stages": 2}
         elif spec.arch.startswith(("sm_8", "gfx")):  # whose matrix instructions have fewer rows
-            usual |= {"chunk": 32, "block_v": 16, "num_stages": 3}
+            usual |= {"chunk": 32, "block_v": 16}
+        if spec.arch.startswith("gfx"):  # for which Triton 3.6 can compile no more
+            usual["num_stages"] = 2
         # Without matrix instructions a thread holds whole rows of both factors.
         self.slice = 32 if spec.dtype == torch.float32 else 1024
         self.options = {name: options[name] or value for name, value in usual.items()}

@@ -60,8 +60,8 @@ class SsdScanTriton:
             usual = {"chunk": 16, "block_p": 16, "num_warps": 8, "num_stages": 2}
         elif spec.arch.startswith("sm_8"):  # whose matrix instructions have fewer rows
             usual |= {"chunk": 32}
-        elif spec.arch.startswith("gfx"):  # as there; and masks of rows take scalar registers
-            usual |= {"chunk": 32, "block_p": 16, "num_warps": 8}
+        elif spec.arch.startswith("gfx"):  # as there; masks of rows take scalar registers; Triton 3.6 can compile no more stages
+            usual |= {"chunk": 32, "block_p": 16, "num_warps": 8, "num_stages": 2}
         self.options = {name: options[name] or value for name, value in usual.items()}
         self.max_recurrent = options["max_recurrent"]
         self.launches: dict[tuple[torch.Size, torch.Size], tuple[Launch, ...]] = {}
