@@ -1378,6 +1378,7 @@ MUTANTS = [
     Mutant("blocks of an encoder may be too many", _IMAGE_MIRROR, "len(table) == -(-end // size)", "len(table) >= -(-end // size)"),
     Mutant("blocks of an encoder grow", _IMAGE_MIRROR, "assert group not in self._cross, f", "assert True, f"),
     Mutant("windows see everything", _TOWERS_FILE, "min(side, end - i)", "side"),
+    Mutant("contexts of nothing are measured", _COST_MODEL, "[max(context, 1) for context in ctx_lens]", "list(ctx_lens)"),
     Mutant("the largest image is any", _SIZED_FILE, "return max(fitting, key", "return min(fitting, key"),
     Mutant("a thumbnail is left out", _SIZED_FILE, "        count += count > 1\n", ""),
     Mutant("images repeat as one", _PICTURES_FILE, "self._known[name] = self._drawn(name,", "self._known[name] = self._drawn(0,"),

@@ -182,6 +182,14 @@ def test_larger_images_leave_less_room() -> None:
     assert room[0] - room[1] == pytest.approx(needed[1] - needed[0], rel=0.01)
 
 
+def test_text_that_sees_no_image_takes_its_time() -> None:
+    """Tables of measured attention have no contexts of nothing."""
+    engine = build_engine(shape("llama-3.2-11b-vision"))
+    engine.add_request("", {"prompt_token_ids": [5] * 100}, SamplingParams(temperature=0, max_tokens=2, ignore_eos=True))
+    (output,) = finish(engine).values()
+    assert output.error is None and len(output.outputs[0].token_ids) == 2
+
+
 def test_one_image_of_several_requests_is_encoded_once(mllama: Path) -> None:
     """And each request stores keys and values of its own."""
     found = {}
