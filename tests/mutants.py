@@ -309,7 +309,7 @@ TESTS: dict[str, list[str]] = {
     _CACHE_MEMORY: ["tests/framework/engine/test_kv_cache.py", *_STATE_TESTS, *_CANVAS_TESTS],
     **dict.fromkeys((_RUN_AHEAD, _CANVAS_MIRROR), _CANVAS_TESTS),
     _PSEUDO: [*_CANVAS_TESTS, _LIBRARY_TESTS],
-    _ATTENTION_ROWS: [*_CANVAS_TESTS, _MLLAMA_TESTS, _LIBRARY_TESTS],
+    _ATTENTION_ROWS: [*_REDRAWING_TESTS, *_CANVAS_TESTS, _MLLAMA_TESTS, _LIBRARY_TESTS],
     **{key: [_LIBRARY_TESTS] for key in (_DRY_RUN, _PLACED_LIBRARY)},
     _CALLS: [*_CANVAS_TESTS, _ENCODER_COST_TESTS, _IMAGE_COST_TESTS],
     _ENCODER_COST: [_TOWER_COST_TESTS, "tests/framework/executor/test_encoders.py", _ENCODER_COST_TESTS],
